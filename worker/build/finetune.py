@@ -1,0 +1,352 @@
+"""Fine-tuning a DistilBERT classifier on labelled texts, with transformers' Trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import (
+    DataCollatorWithPadding,
+    DistilBertForSequenceClassification,
+    EarlyStoppingCallback,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from worker.build.checkpoint import (
+    TASK_OF_PROBLEM_TYPE,
+    encode,
+    load_tokenizer,
+    predict_logits,
+    quiet_transformers,
+)
+from worker.build.emoji import add_emoji
+from worker.build.minilm import load_minilm
+from worker.build.thresholds import choose_thresholds
+from worker.cpu import multiplies_bf16
+from worker.decisions import Task, decide, scores_of
+from worker.errors import ConfigurationError, LabelledDataError, WorkerError
+from worker.evaluate import check_labels
+from worker.labelled import LabelledFormat, LabelledText, read_labelled
+from worker.quality import Quality, measure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+    from transformers import EvalPrediction
+
+_EVALUATIONS_AN_EPOCH = 2
+_WARM_UP = 0.06
+_SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneOptions:
+    """What to train on, from where, and how.
+
+    `base` is `minilm`, a local checkpoint folder, or a hub id; `precision` is auto, fp32, bf16 or
+    fp16; `patience` counts evaluations (two an epoch) without a better macro F1.
+    """
+
+    train: Path
+    dev: Path
+    output: Path
+    form: LabelledFormat = field(default_factory=LabelledFormat)
+    base: str = "minilm"
+    task: Task | None = None
+    emoji: bool = True
+    epochs: float = 8
+    learning_rate: float = 1e-4
+    batch_size: int = 64
+    weight_decay: float = 0.01
+    max_tokens: int = 128
+    patience: int = 6
+    precision: str = "auto"
+    seed: int = 1
+
+
+def finetune(options: FinetuneOptions) -> Quality:
+    """Train, choose thresholds on dev, and write the checkpoint; returns its quality on dev.
+
+    An unfinished run of the same options and data, in `OUTPUT.partial`, is continued.
+
+    Raises:
+        ConfigurationError: the output exists, or an unfinished run of other options is in the way.
+        LabelledDataError: a file of labelled texts cannot be used.
+        WorkerError: the base cannot be had.
+
+    """
+    if options.output.exists():
+        raise ConfigurationError(f"{options.output} exists", "remove it, or name another -o")
+    quiet_transformers()
+    data = _read_data(options)
+    partial = _open_partial(options)
+    set_seed(options.seed)
+    model, tokenizer = _start(options, data)
+    trainer = _trainer(options, data, model, tokenizer, partial)
+    last = get_last_checkpoint(str(partial))  # type: ignore[no-untyped-call]
+    trainer.train(resume_from_checkpoint=last)
+    quality = _save(options, data, model, tokenizer, partial / "result")
+    (partial / "result").rename(options.output)
+    shutil.rmtree(partial)
+    return quality
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    task: Task
+    labels: list[str]
+    train: list[LabelledText]
+    dev: list[LabelledText]
+
+
+def _read_data(options: FinetuneOptions) -> _Data:
+    train = read_labelled(options.train, options.form)
+    dev = read_labelled(options.dev, options.form)
+    labels = sorted({label for example in train for label in example.labels})
+    one_each = all(len(example.labels) == 1 for example in train)
+    task = options.task or (Task.ONE_OF if one_each else Task.SEVERAL)
+    if len(labels) < 2:  # noqa: PLR2004 - one label leaves nothing to decide
+        raise LabelledDataError(f"{options.train} holds fewer than two labels")
+    check_labels(options.dev, dev, labels)
+    if task is Task.ONE_OF and any(len(example.labels) != 1 for example in [*train, *dev]):
+        raise LabelledDataError(
+            "the task is one-of, but some texts have no label or several", "use --task several"
+        )
+    return _Data(task, labels, train, dev)
+
+
+def _start(
+    options: FinetuneOptions, data: _Data
+) -> tuple[DistilBertForSequenceClassification, Tokenizer]:
+    """Load the base with a new head, and with tokens and rows for emoji where wanted."""
+    head: dict[str, Any] = {
+        "num_labels": len(data.labels),
+        "id2label": dict(enumerate(data.labels)),
+        "label2id": {label: index for index, label in enumerate(data.labels)},
+        "problem_type": {v: k for k, v in TASK_OF_PROBLEM_TYPE.items()}[data.task],
+    }
+    if options.base == "minilm":
+        config, state, tokenizer = load_minilm()
+        config.update(head)
+        model = DistilBertForSequenceClassification(config)
+        model.distilbert.load_state_dict(state)
+    else:
+        tokenizer = load_tokenizer(options.base)
+        model = _load_base(options.base, head)
+    # The file of a base may pad and cut by itself: the worker never pads, and cuts by its limit.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if options.emoji:
+        old: torch.nn.Embedding = model.distilbert.embeddings.word_embeddings
+        texts = [example.text for example in data.train]
+        rows = add_emoji(tokenizer, old.weight.detach(), texts)
+        model.distilbert.embeddings.word_embeddings = torch.nn.Embedding(
+            *rows.shape, old.padding_idx, _weight=rows
+        )
+        model.config.vocab_size = rows.shape[0]
+    return model, tokenizer
+
+
+def _load_base(base: str, head: dict[str, Any]) -> DistilBertForSequenceClassification:
+    try:
+        model = DistilBertForSequenceClassification.from_pretrained(
+            base, use_safetensors=True, ignore_mismatched_sizes=True, **head
+        )
+    except (OSError, ValueError, RuntimeError):
+        model = None
+    if model is None or model.config.model_type != "distilbert":
+        raise WorkerError(
+            f"the base {base} is not a DistilBERT with safetensors weights",
+            "name `minilm`, a checkpoint folder, or a hub id that the network reaches",
+        )
+    return model
+
+
+def _trainer(
+    options: FinetuneOptions,
+    data: _Data,
+    model: DistilBertForSequenceClassification,
+    tokenizer: Tokenizer,
+    partial: Path,
+) -> Trainer:
+    def dev_quality(prediction: EvalPrediction) -> dict[str, float]:
+        # The Trainer goes through dev by length: only its own label ids are in that order.
+        truth = _truth(data, prediction.label_ids)
+        scores = np.array([scores_of(data.task, row) for row in prediction.predictions])
+        quality = _measure(data, scores, _thresholds(data, scores, truth), truth)
+        return {"macro_f1": quality.macro_f1, "accuracy": quality.accuracy}
+
+    return Trainer(
+        model=model,
+        args=_arguments(options, partial, len(data.train)),
+        train_dataset=_dataset(tokenizer, options.max_tokens, data, data.train),
+        eval_dataset=_dataset(tokenizer, options.max_tokens, data, data.dev),
+        data_collator=DataCollatorWithPadding(_as_transformers(tokenizer, options.max_tokens)),
+        compute_metrics=dev_quality,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=options.patience)],
+    )
+
+
+def _arguments(options: FinetuneOptions, partial: Path, texts: int) -> TrainingArguments:
+    every = max(1, -(-texts // options.batch_size) // _EVALUATIONS_AN_EPOCH)
+    on_gpu = torch.cuda.is_available()
+    precision = resolve_precision(options.precision)
+    return TrainingArguments(
+        output_dir=str(partial),
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        num_train_epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        warmup_steps=_WARM_UP,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        train_sampling_strategy="group_by_length",
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        logging_steps=every,
+        load_best_model_at_end=True,
+        metric_for_best_model="macro_f1",
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,
+        seed=options.seed,
+        report_to="none",
+    )
+
+
+def resolve_precision(wanted: str) -> str:
+    """Return the precision to train at: what is wanted, or for auto what the hardware has.
+
+    bf16 on a GPU with it or a CPU that multiplies it in hardware, fp16 on other GPUs, else fp32.
+    """
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if multiplies_bf16() else "fp32"
+
+
+def _dataset(
+    tokenizer: Tokenizer, max_tokens: int, data: _Data, examples: Sequence[LabelledText]
+) -> Any:  # noqa: ANN401 - the Trainer takes any sequence, but is typed for torch's Dataset
+    encodings = encode(tokenizer, [example.text for example in examples], max_tokens)
+    return [
+        {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": target}
+        for ids, target in zip(encodings, _targets(data, examples), strict=True)
+    ]
+
+
+def _targets(data: _Data, examples: Sequence[LabelledText]) -> list[Any]:
+    """Return what the loss wants: an index a text for one-of, else a 0 or 1 a label."""
+    if data.task is Task.ONE_OF:
+        return [data.labels.index(next(iter(example.labels))) for example in examples]
+    return [[float(label in example.labels) for label in data.labels] for example in examples]
+
+
+def _truth(data: _Data, targets: object) -> NDArray[np.bool_]:
+    """Return targets as booleans, shape [texts, labels]."""
+    array = np.asarray(targets)
+    if data.task is Task.ONE_OF:
+        return np.eye(len(data.labels), dtype=np.bool_)[array]
+    truth: NDArray[np.bool_] = array > 0
+    return truth
+
+
+def _thresholds(data: _Data, scores: NDArray[np.float32], truth: NDArray[np.bool_]) -> list[float]:
+    # For one-of the highest score wins; a threshold above zero is a user's wish, not a fit.
+    if data.task is Task.ONE_OF:
+        return [0.0] * scores.shape[1]
+    return choose_thresholds(scores, truth)
+
+
+def _measure(
+    data: _Data,
+    scores: NDArray[np.float32],
+    thresholds: Sequence[float],
+    truth: NDArray[np.bool_],
+) -> Quality:
+    given = [set(decide(data.task, data.labels, row, thresholds)) for row in scores.tolist()]
+    true = [{label for label, has in zip(data.labels, row, strict=True) if has} for row in truth]
+    return measure(data.labels, true, given)
+
+
+def _save(
+    options: FinetuneOptions,
+    data: _Data,
+    model: DistilBertForSequenceClassification,
+    tokenizer: Tokenizer,
+    folder: Path,
+) -> Quality:
+    model.eval()  # type: ignore[no-untyped-call]
+    encodings = encode(tokenizer, [example.text for example in data.dev], options.max_tokens)
+    scores = np.array([scores_of(data.task, row) for row in predict_logits(model, encodings)])
+    truth = _truth(data, _targets(data, data.dev))
+    thresholds = _thresholds(data, scores, truth)
+    quality = _measure(data, scores, thresholds, truth)
+    model.config.thresholds = dict(zip(data.labels, thresholds, strict=True))
+    model.save_pretrained(folder)
+    _as_transformers(tokenizer, options.max_tokens).save_pretrained(folder)
+    training = {"options": _plain(options), "dev": quality.as_dict()}
+    (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
+    return quality
+
+
+def _as_transformers(tokenizer: Tokenizer, max_tokens: int) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, model_max_length=max_tokens, **_SPECIAL_TOKENS
+    )
+
+
+def _open_partial(options: FinetuneOptions) -> Path:
+    """Make or find the folder of the unfinished run; only what this run wrote is ever resumed."""
+    partial = options.output.with_name(options.output.name + ".partial")
+    identity = partial / "run.json"
+    digests = [
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in (options.train, options.dev)
+    ]
+    run = json.dumps({"options": _plain(options), "data": digests}, indent=2)
+    if partial.exists():
+        owned = partial.stat().st_uid == os.getuid()
+        if not owned or not identity.exists() or identity.read_text(encoding="utf-8") != run:
+            raise ConfigurationError(
+                f"{partial} holds an unfinished run with other options or data",
+                "remove it, or name another -o",
+            )
+        shutil.rmtree(partial / "result", ignore_errors=True)
+        return partial
+    partial.mkdir(mode=0o700, parents=True)
+    identity.write_text(run, encoding="utf-8")
+    return partial
+
+
+def _plain(options: FinetuneOptions) -> dict[str, object]:
+    """Return the options as JSON has them, without the folders of this machine."""
+    plain = asdict(options) | {"output": options.output.name}
+    plain |= {"train": options.train.name, "dev": options.dev.name}
+    names = options.form.label_names
+    plain["form"] = asdict(options.form) | {"label_names": names.name if names else None}
+    return plain

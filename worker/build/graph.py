@@ -1,0 +1,253 @@
+"""The ONNX graph of a DistilBERT classifier in int8, written from its weights.
+
+No exporter and no pattern matching: each node stands where this file puts it.
+
+Every matrix product of the encoder runs on int8 weights, a scale a column, and on activations
+quantized by row: a row's scale depends on that row alone, so the answer for a text does not
+depend on the texts it shares a batch with. All texts of a batch have one token length: there is
+no mask and no padding. In the last layer only the first token, which the head reads, goes on
+after attention.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Weights: TypeAlias = Mapping[str, NDArray[np.float32]]
+
+GRAPH_FILE: Final = "model.onnx"
+WEIGHTS_FILE: Final = "weights.bin"
+_OPSET: Final = 23
+_IR_VERSION: Final = 11
+_EXTERNAL_FROM_BYTES: Final = 1024
+_ALIGNMENT: Final = 64
+# GELU's minimum is -0.16997, at x = -0.7518 (Hendrycks and Gimpel, 2016).
+_GELU_LOWEST: Final = 0.17
+_LAYER_NORM_EPSILON: Final = 1e-12
+_INT8_MAX: Final = 127
+_ZERO_POINT: Final = 128
+
+
+def write_graph(folder: Path, weights: Weights, *, heads: int, cut: bool = True) -> None:
+    """Write `model.onnx` and its `weights.bin` for a checkpoint's weights.
+
+    The graph takes `input_ids`, int64 [batch, tokens], and gives `logits`, float32
+    [batch, labels]. `cut=False` carries all tokens through the last layer: same logits, slower.
+    """
+    layers = sum(name.endswith("attention.q_lin.weight") for name in weights)
+    graph = _Graph(weights, heads)
+    shape = graph.add("Shape", "input_ids")
+    batch = graph.add("Slice", shape, graph.integers("zero", 0), graph.integers("one", 1))
+    tokens = graph.add("Slice", shape, "one", graph.integers("two", 2))
+    rows = _Rows(graph.add("Mul", batch, tokens), graph)
+    by_text = graph.add("Concat", shape, graph.integers("dim", graph.dim), axis=0)
+    hidden = _embeddings(graph, tokens)
+    for index in range(layers):
+        layer = f"distilbert.transformer.layer.{index}."
+        attended = _attention(graph, layer, hidden, rows, by_text)
+        if cut and index == layers - 1:
+            attended, hidden = (
+                _first_tokens(graph, value, by_text) for value in (attended, hidden)
+            )
+            rows = _Rows(batch, graph)
+        hidden = _feed_forward(graph, layer, attended, hidden, rows)
+    if not cut:
+        hidden = _first_tokens(graph, hidden, by_text)
+    _head(graph, hidden)
+    graph.save(folder)
+
+
+def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantize a matrix [in, out] symmetrically: int8 [in, out], and float32 scales [out]."""
+    scales = np.abs(weight).max(axis=0) / np.float32(_INT8_MAX)
+    scales = np.where(scales > 0, scales, 1).astype(np.float32)
+    return np.rint(weight / scales).astype(np.int8), scales
+
+
+def fold_biases(weights: Weights) -> dict[str, NDArray[np.float32]]:
+    """Move biases to where they cost nothing; the function computed stays the same.
+
+    Attention weights sum to one, so V's bias passes attention unchanged and joins the output
+    projection's. The second feed-forward bias joins that of the normalization before, whose
+    output is both its residual and, corrected for it, the first feed-forward's input. K's bias
+    shifts all scores of a query alike, which softmax cancels: it is not used at all.
+    """
+    folded = {name: weight.astype(np.float64) for name, weight in weights.items()}
+    for name in weights:
+        if not name.endswith(".attention.out_lin.bias"):
+            continue
+        layer = name.removesuffix("attention.out_lin.bias")
+        value_bias = folded[layer + "attention.v_lin.bias"]
+        folded[name] += folded[layer + "attention.out_lin.weight"] @ value_bias
+        second = folded[layer + "ffn.lin2.bias"]
+        folded[layer + "sa_layer_norm.bias"] += second
+        folded[layer + "ffn.lin1.bias"] -= folded[layer + "ffn.lin1.weight"] @ second
+    return {name: weight.astype(np.float32) for name, weight in folded.items()}
+
+
+class _Graph:
+    """Nodes and constants in the order they are added; every value has a name of its own."""
+
+    def __init__(self, weights: Weights, heads: int) -> None:
+        self._weights = fold_biases(weights)
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, NDArray[Any]] = {}
+        self.heads = heads
+        self.dim = weights["distilbert.embeddings.LayerNorm.weight"].size
+
+    def add(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:  # noqa: ANN401 - what ONNX takes
+        output = f"{op}_{len(self._nodes)}"
+        node = helper.make_node(op, inputs, [output], output, domain=domain, **attributes)
+        self._nodes.append(node)
+        return output
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        self._constants[name] = np.asarray(value, order="C")
+        return name
+
+    def number(self, name: str, value: float) -> str:
+        return self.constant(name, np.array(value, dtype=np.float32))
+
+    def integers(self, name: str, *values: int) -> str:
+        return self.constant(name, np.array(values, dtype=np.int64))
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        return self._weights[name]
+
+    def vector(self, name: str) -> str:
+        return self.constant(name, self.weight(name))
+
+    def normalize(self, value: str, name: str) -> str:
+        scale, bias = self.vector(f"{name}.weight"), self.vector(f"{name}.bias")
+        return self.add("LayerNormalization", value, scale, bias, epsilon=_LAYER_NORM_EPSILON)
+
+    def save(self, folder: Path) -> None:
+        labels = self.weight("classifier.bias").size
+        self._nodes[-1].output[0] = "logits"
+        with (folder / WEIGHTS_FILE).open("wb") as file:
+            tensors = [_tensor(name, value, file) for name, value in self._constants.items()]
+        graph = helper.make_graph(
+            self._nodes,
+            "distilbert-int8",
+            [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels])],
+            tensors,
+        )
+        imports = [helper.make_opsetid("", _OPSET), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION)
+        (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
+
+
+class _Rows:
+    """Activations of some number of rows: their quantization and their products."""
+
+    def __init__(self, count: str, graph: _Graph) -> None:
+        self._graph = graph
+        zero_point = numpy_helper.from_array(np.array([_ZERO_POINT], dtype=np.uint8))
+        self._zero_points = graph.add("ConstantOfShape", count, value=zero_point)
+
+    def quantize(self, value: str, *, gelu: bool = False) -> tuple[str, str]:
+        """Quantize float [rows, columns] to u8; returns it and its scales [rows, 1]."""
+        graph = self._graph
+        axis = graph.integers("one", 1)
+        largest = graph.add("ReduceMax", value if gelu else graph.add("Abs", value), axis)
+        scales = graph.add("Mul", largest, graph.number("1/127", 1 / _INT8_MAX))
+        if gelu:
+            lowest = graph.number("gelu_scale", _GELU_LOWEST / _ZERO_POINT)
+            scales = graph.add("Max", scales, lowest)
+        flat = graph.add("Reshape", scales, graph.integers("all", -1))
+        return graph.add("QuantizeLinear", value, flat, self._zero_points, axis=0), scales
+
+    def product(self, quantized: tuple[str, str], name: str) -> str:
+        """Multiply quantized rows with the weight of that name, without its bias."""
+        graph = self._graph
+        value, scales = quantized
+        columns, column_scales = quantize_columns(graph.weight(f"{name}.weight").T)
+        product = graph.add(
+            "MatMulIntegerToFloat",
+            value,
+            graph.constant(f"{name}.weight", columns),
+            graph.number("1", 1),
+            graph.constant(f"{name}.scale", column_scales),
+            graph.constant("zero_point", np.array(_ZERO_POINT, dtype=np.uint8)),
+            domain="com.microsoft",
+        )
+        return graph.add("Mul", product, scales)
+
+    def biased(self, quantized: tuple[str, str], name: str) -> str:
+        """Multiply quantized rows with the weight of that name, and add its bias."""
+        return self._graph.add(
+            "Add", self.product(quantized, name), self._graph.vector(f"{name}.bias")
+        )
+
+
+def _embeddings(graph: _Graph, tokens: str) -> str:
+    """Look tokens and positions up, and normalize; returns [rows, dim]."""
+    table = graph.weight("distilbert.embeddings.word_embeddings.weight")
+    words, scales = quantize_columns(table.T)
+    word = graph.add("Gather", graph.constant("words", words.T), "input_ids")
+    scale = graph.add("Gather", graph.constant("word_scales", scales[:, None]), "input_ids")
+    word = graph.add("Mul", graph.add("Cast", word, to=TensorProto.FLOAT), scale)
+    positions = graph.vector("distilbert.embeddings.position_embeddings.weight")
+    position = graph.add("Slice", positions, "zero", tokens)
+    hidden = graph.add("Add", word, position)
+    flat = graph.add("Reshape", hidden, graph.integers("by_row", -1, graph.dim))
+    return graph.normalize(flat, "distilbert.embeddings.LayerNorm")
+
+
+def _attention(graph: _Graph, layer: str, hidden: str, rows: _Rows, by_text: str) -> str:
+    """Attend over the tokens of each text; [rows, dim] to [rows, dim]."""
+    quantized = rows.quantize(hidden)
+    query = rows.biased(quantized, f"{layer}attention.q_lin")
+    key = rows.product(quantized, f"{layer}attention.k_lin")
+    value = rows.product(quantized, f"{layer}attention.v_lin")
+    texts = [graph.add("Reshape", part, by_text) for part in (query, key, value)]
+    attended = graph.add("Attention", *texts, q_num_heads=graph.heads, kv_num_heads=graph.heads)
+    return graph.add("Reshape", attended, "by_row")
+
+
+def _first_tokens(graph: _Graph, value: str, by_text: str) -> str:
+    """Keep each text's first token: [rows, dim] to [batch, dim]."""
+    first = graph.constant("first", np.array(0, dtype=np.int64))
+    return graph.add("Gather", graph.add("Reshape", value, by_text), first, axis=1)
+
+
+def _feed_forward(graph: _Graph, layer: str, attended: str, residual: str, rows: _Rows) -> str:
+    """Finish a layer after attention: output projection, then the two feed-forward products."""
+    projected = rows.biased(rows.quantize(attended), f"{layer}attention.out_lin")
+    hidden = graph.normalize(graph.add("Add", projected, residual), f"{layer}sa_layer_norm")
+    inner = graph.add("Gelu", rows.biased(rows.quantize(hidden), f"{layer}ffn.lin1"))
+    outer = rows.product(rows.quantize(inner, gelu=True), f"{layer}ffn.lin2")
+    return graph.normalize(graph.add("Add", outer, hidden), f"{layer}output_layer_norm")
+
+
+def _head(graph: _Graph, hidden: str) -> None:
+    """Classify first tokens, [batch, dim], in fp32: small, and the nearest to the decision."""
+    for name in ("pre_classifier", "classifier"):
+        weight = graph.constant(f"{name}.weight", graph.weight(f"{name}.weight").T)
+        product = graph.add("MatMul", hidden, weight)
+        hidden = graph.add("Add", product, graph.vector(f"{name}.bias"))
+        if name == "pre_classifier":
+            hidden = graph.add("Relu", hidden)
+
+
+def _tensor(name: str, value: NDArray[Any], file: Any) -> onnx.TensorProto:  # noqa: ANN401 - a binary file
+    """Make a constant: small ones stand in the graph, big ones in the file of weights."""
+    tensor = numpy_helper.from_array(value, name)
+    if value.nbytes >= _EXTERNAL_FROM_BYTES:
+        file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+        set_external_data(tensor, WEIGHTS_FILE, offset=file.tell(), length=value.nbytes)
+        file.write(tensor.raw_data)
+        tensor.ClearField("raw_data")
+    return tensor

@@ -1,0 +1,207 @@
+"""From a checkpoint to an artifact: int8 graph, tokenizer, manifest, model card, quality gate."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from worker.artifact import (
+    GRAPH_FILE,
+    MANIFEST_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    Artifact,
+    Manifest,
+    MeasuredQuality,
+    QualityFigures,
+    Source,
+    file_sha256,
+    load_artifact,
+)
+from worker.build.card import model_card
+from worker.build.checkpoint import Checkpoint
+from worker.build.graph import write_graph
+from worker.classifier import Classifier
+from worker.decisions import Task
+from worker.engine import Engine
+from worker.errors import ConfigurationError, QualityGateError
+from worker.evaluate import check_labels
+from worker.labelled import LabelledFormat, read_labelled
+from worker.quality import measure
+from worker.tokens import TextTokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Where no labelled file is given, int8 is compared with fp32 on these.
+_BUILT_IN_TEXTS = (
+    "gg wp",
+    "lol that was close",
+    "why would you do that??",
+    "anyone up for another round tonight",
+    "I really miss how this place used to be, everybody knew each other by name",
+    "THIS IS THE BEST DAY EVER",
+    "ok",
+    "the new map is confusing, but I guess we will get used to it after a week or two",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far int8 may stray from fp32.
+
+    `f1_points` is macro F1 lost, in points of 100; `agreement` the share of single decisions that
+    are the same; `logit_error`, used without labelled texts, the norm of the differences of all
+    logits over the norm of the logits.
+    """
+
+    f1_points: float = 0.3
+    agreement: float = 0.99
+    logit_error: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareOptions:
+    """What to prepare, and what to measure it on; `max_tokens` None is all the model has."""
+
+    checkpoint: Path
+    output: Path
+    name: str | None = None
+    max_tokens: int | None = None
+    evaluate_on: Path | None = None
+    form: LabelledFormat = field(default_factory=LabelledFormat)
+    limits: Limits = field(default_factory=Limits)
+
+
+def prepare(options: PrepareOptions) -> Manifest:
+    """Write the artifact of a checkpoint, or nothing where it fails the gate.
+
+    Raises:
+        ConfigurationError: the output exists, or the token limit is more than the model has.
+        QualityGateError: int8 strays too far from fp32.
+
+    """
+    if options.output.exists():
+        raise ConfigurationError(f"{options.output} exists", "remove it, or name another -o")
+    checkpoint = Checkpoint.load(options.checkpoint)
+    max_tokens = options.max_tokens or checkpoint.max_tokens
+    if max_tokens > checkpoint.max_tokens:
+        raise ConfigurationError(
+            f"the token limit {max_tokens} is more than the checkpoint's {checkpoint.max_tokens}"
+        )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".prepare-") as name:
+        folder = Path(name) / "model"
+        folder.mkdir()
+        manifest = _write_model(options, checkpoint, max_tokens, folder)
+        artifact = load_artifact(folder)
+        if options.evaluate_on:
+            quality = _measure(options, options.evaluate_on, checkpoint, artifact)
+            manifest = manifest.model_copy(update={"quality": quality})
+            _write_manifest(folder, manifest)
+        else:
+            _compare_logits(options.limits, checkpoint, artifact)
+        (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
+        shutil.move(folder, options.output)
+    return manifest
+
+
+def _write_model(
+    options: PrepareOptions, checkpoint: Checkpoint, max_tokens: int, folder: Path
+) -> Manifest:
+    config = checkpoint.model.config
+    weights = {name: value.numpy() for name, value in checkpoint.model.state_dict().items()}
+    positions = "distilbert.embeddings.position_embeddings.weight"
+    weights[positions] = weights[positions][:max_tokens]
+    write_graph(folder, weights, heads=config.n_heads)
+    checkpoint.tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
+    training = options.checkpoint / "training.json"
+    manifest = Manifest(
+        schema_version=1,
+        name=options.name or options.output.name,
+        task=checkpoint.task,
+        labels=checkpoint.labels,
+        thresholds=dict(zip(checkpoint.labels, checkpoint.thresholds, strict=True)),
+        max_tokens=max_tokens,
+        files={
+            name: file_sha256(folder / name) for name in (GRAPH_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
+        },
+        source=Source(
+            checkpoint=options.checkpoint.name,
+            weights_sha256=file_sha256(options.checkpoint / "model.safetensors"),
+            training=json.loads(training.read_bytes()) if training.exists() else None,
+        ),
+        quality=None,
+    )
+    _write_manifest(folder, manifest)
+    return manifest
+
+
+def _measure(
+    options: PrepareOptions, path: Path, checkpoint: Checkpoint, artifact: Artifact
+) -> MeasuredQuality:
+    """Measure both on a labelled file, and hold the difference against the limits."""
+    examples = read_labelled(path, options.form)
+    check_labels(path, examples, checkpoint.labels)
+    texts = [example.text for example in examples]
+    truth = [example.labels for example in examples]
+    scores = checkpoint.scores(texts, artifact.manifest.max_tokens)
+    results = Classifier(artifact).classify(texts)
+    int8_scores = np.array([list(result.scores.values()) for result in results], dtype=np.float32)
+    before, after = checkpoint.decide(scores), [set(result.labels) for result in results]
+    fp32 = measure(checkpoint.labels, truth, before)
+    int8 = measure(checkpoint.labels, truth, after)
+    agreement = _decision_agreement(checkpoint, scores, int8_scores)
+    same_sets = sum(b == a for b, a in zip(before, after, strict=True)) / len(texts)
+    limits = options.limits
+    lost = 100 * (fp32.macro_f1 - int8.macro_f1)
+    if lost > limits.f1_points or agreement < limits.agreement:
+        raise QualityGateError(
+            f"int8 strays too far from fp32 on {path.name}: macro F1 falls by {lost:.2f} points "
+            f"(limit {limits.f1_points}), {agreement:.2%} of decisions agree "
+            f"(limit {limits.agreement:.2%}), {same_sets:.2%} of label sets",
+            "nothing was written",
+        )
+    return MeasuredQuality(
+        file=path.name,
+        sha256=file_sha256(path),
+        fp32=QualityFigures.model_validate(fp32.as_dict()),
+        int8=QualityFigures.model_validate(int8.as_dict()),
+        decision_agreement=agreement,
+        label_set_agreement=same_sets,
+    )
+
+
+def _decision_agreement(
+    checkpoint: Checkpoint, fp32: NDArray[np.float32], int8: NDArray[np.float32]
+) -> float:
+    """Return the share of single decisions that agree: text x label, or argmax for one-of."""
+    if checkpoint.task is Task.ONE_OF:
+        return float((fp32.argmax(axis=1) == int8.argmax(axis=1)).mean())
+    thresholds = np.array(checkpoint.thresholds)
+    return float(((fp32 >= thresholds) == (int8 >= thresholds)).mean())
+
+
+def _compare_logits(limits: Limits, checkpoint: Checkpoint, artifact: Artifact) -> None:
+    fp32 = checkpoint.logits(_BUILT_IN_TEXTS, artifact.manifest.max_tokens)
+    engine = Engine(artifact)
+    tokens = TextTokenizer(artifact).encode(_BUILT_IN_TEXTS)
+    int8 = np.concatenate([engine.run(np.array([ids], dtype=np.int64)) for ids, _ in tokens])
+    error = float(np.linalg.norm(int8 - fp32) / np.linalg.norm(fp32))
+    if not error <= limits.logit_error:
+        raise QualityGateError(
+            f"int8 strays too far from fp32: the logits of built-in texts differ by {error:.1%} "
+            f"(limit {limits.logit_error:.1%})",
+            "nothing was written; measure real quality with --eval",
+        )
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    content = manifest.model_dump_json(indent=2) + "\n"
+    (folder / MANIFEST_FILE).write_text(content, encoding="utf-8")

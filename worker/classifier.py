@@ -1,0 +1,210 @@
+"""Texts to labels: duplicates, cache, tokens, batches, engine, and back in order.
+
+The public Python API:
+
+    from worker import Classifier
+    for result in Classifier.load().classify(["gg wp", "why would you do that"]):
+        print(result.labels, result.scores)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Self
+
+import numpy as np
+import onnxruntime
+
+from worker.artifact import BUILT_IN_MODEL, load_artifact
+from worker.cache import DiskCache, MemoryCache, text_key, tokens_key
+from worker.cpu import cpu_kind
+from worker.decisions import decide, scores_of
+from worker.engine import Engine
+from worker.errors import EngineError
+from worker.tokens import TextTokenizer, cut_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from worker.artifact import Artifact
+
+DEFAULT_TOKEN_BUDGET: Final = 512
+DEFAULT_MEMORY_ENTRIES: Final = 200_000
+DEFAULT_DISK_BYTES: Final = 256 * 2**20
+_KNOWN_GOOD_TEXT: Final = "good game, well played"
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """What the model says of a text.
+
+    `labels` are those given, in the model's order, maybe none; `scores` has each label's, a
+    float32 in [0, 1]; `truncated` tells that the text was longer than the model's limit.
+    """
+
+    labels: tuple[str, ...]
+    scores: Mapping[str, float]
+    truncated: bool
+
+
+@dataclass(slots=True)
+class Counts:
+    """Where answers came from, in texts; they add up to `texts`, but for `truncated`.
+
+    `duplicates` were answered by another text of the same call.
+    """
+
+    texts: int = 0
+    duplicates: int = 0
+    memory_hits: int = 0
+    disk_hits: int = 0
+    computed: int = 0
+    truncated: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Return the share of texts that the engine did not have to score."""
+        return 1 - self.computed / self.texts if self.texts else 0.0
+
+
+@dataclass
+class Classifier:
+    """A model ready to label texts, from one thread; `close` it where it has a disk cache."""
+
+    artifact: Artifact
+    disk: DiskCache | None = None
+    memory_entries: int = DEFAULT_MEMORY_ENTRIES
+    token_budget: int = DEFAULT_TOKEN_BUDGET
+    counts: Counts = field(default_factory=Counts, init=False)
+
+    def __post_init__(self) -> None:
+        """Load engine and tokenizer."""
+        self.engine = Engine(self.artifact)
+        self._tokenizer = TextTokenizer(self.artifact)
+        self._memory = MemoryCache(self.memory_entries)
+        # On another kind of CPU or onnxruntime a score may differ in its last place.
+        parts = [self.artifact.scores_digest, onnxruntime.__version__, cpu_kind()]
+        parts.append(str(self.engine.exact_products))
+        self._namespace = hashlib.sha256("\n".join(parts).encode()).digest()
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        *,
+        thresholds: dict[str, float] | None = None,
+        cache_directory: str | Path | None = None,
+        memory_entries: int = DEFAULT_MEMORY_ENTRIES,
+    ) -> Self:
+        """Load a model folder, by default the built-in emotion model.
+
+        `thresholds` override the model's, label by label. `cache_directory` adds a disk cache
+        that processes of this host can share; without it, only this process remembers.
+
+        Raises:
+            ArtifactError: the folder is not a model, or damaged.
+            ConfigurationError: a threshold is for a label that the model has not.
+
+        """
+        artifact = load_artifact(Path(model) if model else BUILT_IN_MODEL, thresholds)
+        disk = DiskCache(Path(cache_directory), DEFAULT_DISK_BYTES) if cache_directory else None
+        return cls(artifact, disk, memory_entries)
+
+    def classify(self, texts: Sequence[str]) -> list[Classification]:
+        """Classify texts, in order; each answer depends on its text and the model alone.
+
+        Raises:
+            TypeError: a text is not a string.
+            EngineError: a batch could not be scored; nothing is said of any text then.
+
+        """
+        answers: dict[bytes, bytes] = {}
+        missing: dict[bytes, str] = {}
+        keys = [text_key(_text(text)) for text in texts]
+        for key, text in zip(keys, texts, strict=True):
+            if key in answers or key in missing:
+                continue
+            answer = self._memory.get(key)
+            if answer is None:
+                missing[key] = text
+            else:
+                answers[key] = answer
+        from_memory = len(answers)
+        computed = self._compute(missing, answers)
+        results = {key: self._classification(answer) for key, answer in answers.items()}
+        ordered = [results[key] for key in keys]
+        self.counts.texts += len(keys)
+        self.counts.duplicates += len(keys) - len(results)
+        self.counts.memory_hits += from_memory
+        self.counts.computed += computed
+        self.counts.disk_hits += len(results) - from_memory - computed
+        self.counts.truncated += sum(result.truncated for result in ordered)
+        return ordered
+
+    def check(self) -> None:
+        """Score a known good text, past all caches.
+
+        Raises:
+            EngineError: the model fails on it, so the fault is not a message's.
+
+        """
+        (tokens,) = self._tokenizer.encode([_KNOWN_GOOD_TEXT])
+        try:
+            self.engine.run(np.array([tokens.ids], dtype=np.int64))
+        except EngineError:
+            raise EngineError(
+                "the model fails on a known good text", "check the model folder and the memory"
+            ) from None
+
+    def close(self) -> None:
+        """Finish what the disk cache still has to write."""
+        if self.disk:
+            self.disk.close()
+
+    def _compute(self, missing: Mapping[bytes, str], answers: dict[bytes, bytes]) -> int:
+        """Add answers for the missing texts; returns how many texts the engine scored.
+
+        An answer is a byte, 1 where the text was truncated, and the scores as float32.
+        """
+        tokens = self._tokenizer.encode(list(missing.values()))
+        token_keys = [tokens_key(self._namespace, ids) for ids, _ in tokens]
+        unique = dict(zip(token_keys, (ids for ids, _ in tokens), strict=True))
+        scores = self.disk.get_many(unique) if self.disk else {}
+        # A value of another size was not written by this version for this model.
+        size = 4 * len(self.artifact.manifest.labels)
+        scores = {key: value for key, value in scores.items() if len(value) == size}
+        new = self._score({key: ids for key, ids in unique.items() if key not in scores})
+        if self.disk and new:
+            self.disk.put_many(new)
+        scores |= new
+        for key, token_key, (_, truncated) in zip(missing, token_keys, tokens, strict=True):
+            answers[key] = bytes([truncated]) + scores[token_key]
+            self._memory.put(key, answers[key])
+        return len(new)
+
+    def _score(self, unique: Mapping[bytes, list[int]]) -> dict[bytes, bytes]:
+        keys, sequences = list(unique), list(unique.values())
+        scores = {}
+        for batch in cut_batches([len(ids) for ids in sequences], self.token_budget):
+            token_ids = np.array([sequences[index] for index in batch], dtype=np.int64)
+            for index, logits in zip(batch, self.engine.run(token_ids), strict=True):
+                scores[keys[index]] = scores_of(self.artifact.manifest.task, logits).tobytes()
+        return scores
+
+    def _classification(self, answer: bytes) -> Classification:
+        manifest = self.artifact.manifest
+        scores = np.frombuffer(answer, dtype=np.float32, offset=1).tolist()
+        return Classification(
+            labels=decide(manifest.task, manifest.labels, scores, self.artifact.thresholds),
+            scores=MappingProxyType(dict(zip(manifest.labels, scores, strict=True))),
+            truncated=bool(answer[0]),
+        )
+
+
+def _text(text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"texts must be strings, not {type(text).__name__}")
+    return text

@@ -1,0 +1,425 @@
+"""The command line: what there is to call, and what becomes of errors. No logic.
+
+Imports stand where they are used: `worker --help` must not wait for an engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from worker.errors import ConfigurationError, WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from worker.labelled import LabelledFormat
+    from worker.settings import Settings
+
+_DESCRIPTION: Final = """\
+Label chat messages with an int8 DistilBERT on CPU.
+
+  worker replay chat.jsonl -o labels.jsonl      label the messages of a file
+  cat chat.txt | worker replay - --format text  or of a pipe, to standard output
+  worker finetune, worker prepare               make a model of your own
+  worker evaluate MODEL test.tsv                measure a model
+"""
+_EPILOG: Final = """\
+Settings come from --config FILE (TOML, see configs/worker.toml), from the environment
+(WORKER_CACHE__DIRECTORY and the like), and from flags, in rising precedence.
+
+Exit codes:
+  0    done
+  1    failed: standard error says what and where
+  2    wrong usage or configuration; nothing was done
+  3    done, but some records became dead letters
+  130  interrupted by SIGINT (143: SIGTERM), and ready to be continued
+"""
+_FAILED: Final = 1
+_WRONG_USAGE: Final = 2
+_INTERRUPTED: Final = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except WorkerError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return _WRONG_USAGE if isinstance(error, ConfigurationError) else _FAILED
+    except KeyboardInterrupt:
+        print("worker: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from worker.replay import ReplayFiles, replay
+    from worker.transports.formats import Format
+
+    settings = _settings(options)
+    form = Format(options.format) if options.format else None
+    files = ReplayFiles(
+        options.inputs, options.output, options.dead_letters, form, options.overwrite
+    )
+    return replay(files, settings)
+
+
+def _view(options: argparse.Namespace) -> int:
+    from worker.view import view
+
+    view(options.labels)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    import json
+
+    from worker.evaluate import evaluate
+
+    quality = evaluate(options.model, options.file, _labelled_format(options))
+    print(json.dumps(quality.as_dict(), indent=2) if options.json else quality.table())
+    return 0
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    _need_build_extra()
+    from worker.build.finetune import FinetuneOptions, finetune
+    from worker.decisions import Task
+
+    quality = finetune(
+        FinetuneOptions(
+            train=options.train,
+            dev=options.dev,
+            output=options.output,
+            form=_labelled_format(options),
+            base=options.base,
+            task=Task(options.task) if options.task != "auto" else None,
+            emoji=options.emoji,
+            epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            batch_size=options.batch_size,
+            weight_decay=options.weight_decay,
+            max_tokens=options.max_tokens,
+            patience=options.patience,
+            precision=options.precision,
+            seed=options.seed,
+        )
+    )
+    print(f"{quality.table()}\n\nwrote {options.output}; next: worker prepare {options.output}")
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    _need_build_extra()
+    from worker.build.prepare import Limits, PrepareOptions, prepare
+
+    manifest = prepare(
+        PrepareOptions(
+            checkpoint=options.checkpoint,
+            output=options.output,
+            name=options.name,
+            max_tokens=options.max_tokens,
+            evaluate_on=options.eval,
+            form=_labelled_format(options),
+            limits=Limits(options.max_f1_loss, options.min_agreement, options.max_logit_error),
+        )
+    )
+    quality = manifest.quality
+    print(f"wrote {options.output}")
+    if quality:
+        print(
+            f"macro F1 {quality.int8.macro_f1:.4f} in int8, {quality.fp32.macro_f1:.4f} in fp32; "
+            f"{quality.decision_agreement:.2%} of decisions and "
+            f"{quality.label_set_agreement:.2%} of label sets agree"
+        )
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    from worker.settings import load_settings, warn_of_unknown_variables
+    from worker.telemetry.logs import configure_logs
+
+    flags: dict[str, Any] = {}
+    for name, value in vars(options).items():
+        if name.startswith("setting:") and value is not None:
+            *groups, leaf = name.removeprefix("setting:").split(".")
+            group = flags
+            for part in groups:
+                group = group.setdefault(part, {})
+            group[leaf] = value
+    settings = load_settings(options.config, flags)
+    configure_logs(settings.log.level, settings.log.format)
+    warn_of_unknown_variables()
+    return settings
+
+
+def _labelled_format(options: argparse.Namespace) -> LabelledFormat:
+    from worker.labelled import LabelledFormat
+
+    return LabelledFormat(options.text_field, options.label_field, options.label_names)
+
+
+def _need_build_extra() -> None:
+    from importlib.util import find_spec
+
+    if any(find_spec(name) is None for name in ("torch", "transformers", "accelerate", "onnx")):
+        raise ConfigurationError(
+            "building a model needs packages that running one does not",
+            "install the extra: pip install -c constraints.txt '.[build]'",
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="worker",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_replay(commands)
+    _add_view(commands)
+    _add_evaluate(commands)
+    _add_finetune(commands)
+    _add_prepare(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"worker {version('chat-label-worker')}")
+        sys.exit(0)
+
+
+def _command(
+    commands: Any, name: str, summary: str, run: Any, **more: Any
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        allow_abbrev=False,
+        **more,
+    )
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_replay(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "replay",
+        "label the messages of files or of a pipe",
+        _replay,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Killed at any moment, the same command continues, and the output ends the same to\n"
+        "the byte. That needs -o, and files as inputs.\n\n" + _EPILOG,
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="IN",
+        help="JSON lines, plain text (a message a line), CSV or TSV with a header, each also "
+        "gzipped; - is standard input",
+    )
+    files.add_argument(
+        "-o", dest="output", metavar="OUT", type=Path, help="default: standard output"
+    )
+    files.add_argument(
+        "--dead-letters",
+        metavar="FILE",
+        type=Path,
+        help="what could not be labelled; default: OUT.dead.jsonl, or dead-letters.jsonl without -o",
+    )
+    files.add_argument(
+        "--format", choices=["jsonl", "text", "csv", "tsv"], help="default: by the file's name"
+    )
+    files.add_argument("--overwrite", action="store_true", help="start anew, whatever is there")
+    _add_setting(parser, "--text-field", "input.text_field", "the field that holds the text")
+    _add_setting(parser, "--id-field", "input.id_field", "the field that holds the id")
+    parser.add_argument(
+        "--keep",
+        dest="setting:input.keep",
+        action="extend",
+        nargs="+",
+        metavar="FIELD",
+        help="fields to copy to the output",
+    )
+    parser.add_argument(
+        "--include-text",
+        dest="setting:include_text",
+        action="store_true",
+        default=None,
+        help="copy the text to the output",
+    )
+    _add_setting(parser, "--max-bytes", "input.max_bytes", "a longer line becomes a dead letter")
+    _add_running(parser)
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of every command that runs a model."""
+    _add_setting(parser, "--model", "model", "a model folder; default: the built-in emotion model")
+    parser.add_argument(
+        "--threshold",
+        dest="setting:thresholds",
+        action=_Threshold,
+        metavar="LABEL=VALUE",
+        help="override a threshold of the model; may be repeated",
+    )
+    parser.add_argument(
+        "--no-cache",
+        dest="setting:cache.enabled",
+        action="store_false",
+        default=None,
+        help="remember nothing, compute everything",
+    )
+    _add_setting(parser, "--cache-directory", "cache.directory", "default: ~/.cache/worker")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="settings as TOML")
+    _add_setting(parser, "--log-level", "log.level", "debug, info, warning or error")
+    _add_setting(parser, "--log-format", "log.format", "auto, console or json")
+
+
+class _Threshold(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002 - argparse's own form
+    ) -> None:
+        label, equals, value = values.rpartition("=")
+        if not equals:
+            parser.error("argument --threshold: expected LABEL=VALUE, such as joy=0.4")
+        thresholds = getattr(namespace, self.dest) or {}
+        setattr(namespace, self.dest, thresholds | {label: value})
+
+
+def _add_setting(parser: argparse.ArgumentParser, flag: str, setting: str, text: str) -> None:
+    metavar = flag.rpartition("-")[2].upper()
+    parser.add_argument(flag, dest=f"setting:{setting}", metavar=metavar, help=text)
+
+
+def _add_view(commands: Any) -> None:
+    parser = _command(commands, "view", "show texts and labels side by side", _view)
+    parser.add_argument(
+        "labels",
+        nargs="?",
+        default="-",
+        metavar="LABELS",
+        help="what replay --include-text wrote; default: standard input",
+    )
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _command(commands, "evaluate", "measure a model on labelled texts", _evaluate)
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        type=Path,
+        help="a model folder, measured as it runs, or a checkpoint, in fp32 (extra `build`)",
+    )
+    parser.add_argument("file", metavar="F", type=Path, help="labelled texts")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_labelled(parser)
+
+
+def _add_finetune(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "finetune",
+        "train a checkpoint on labelled texts (extra `build`)",
+        _finetune,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--train", metavar="F", type=Path, required=True, help="texts to train on")
+    parser.add_argument(
+        "--dev",
+        metavar="F",
+        type=Path,
+        required=True,
+        help="texts that choose the best epoch and the thresholds",
+    )
+    parser.add_argument(
+        "-o", dest="output", metavar="CHECKPOINT", type=Path, required=True, help="to write"
+    )
+    parser.add_argument("--base", default="minilm", help="minilm, a checkpoint folder, or a hub id")
+    parser.add_argument(
+        "--task",
+        choices=["auto", "one-of", "several"],
+        default="auto",
+        help="auto: as the labels are",
+    )
+    parser.add_argument(
+        "--emoji", action=argparse.BooleanOptionalAction, default=True, help="tokens for emoji"
+    )
+    parser.add_argument("--epochs", type=float, default=3, help="passes over the training texts")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="its peak")
+    parser.add_argument("--batch-size", type=int, default=32, help="texts a step")
+    parser.add_argument("--weight-decay", type=float, default=0.01, help="AdamW's")
+    parser.add_argument(
+        "--max-tokens", type=int, default=128, help="texts are cut here in training"
+    )
+    parser.add_argument(
+        "--patience", type=int, default=6, help="evaluations, two an epoch, without a better one"
+    )
+    parser.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of training"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of everything random")
+    _add_labelled(parser)
+
+
+def _add_prepare(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "prepare",
+        "turn a checkpoint into an int8 model folder (extra `build`)",
+        _prepare,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="a DistilBERT sequence classifier"
+    )
+    parser.add_argument(
+        "-o", dest="output", metavar="MODEL_DIR", type=Path, required=True, help="to write"
+    )
+    parser.add_argument("--name", help="of the model in outputs; by default the folder's")
+    parser.add_argument(
+        "--max-tokens", type=int, help="longer texts are cut; by default all the model has"
+    )
+    parser.add_argument(
+        "--eval", metavar="F", type=Path, help="labelled texts (dev) for the quality gate"
+    )
+    gate = parser.add_argument_group("quality gate: refuse where int8 strays further from fp32")
+    gate.add_argument(
+        "--max-f1-loss", type=float, default=0.3, metavar="POINTS", help="of macro F1"
+    )
+    gate.add_argument(
+        "--min-agreement", type=float, default=0.99, metavar="SHARE", help="of single decisions"
+    )
+    gate.add_argument(
+        "--max-logit-error", type=float, default=0.1, metavar="SHARE", help="without --eval"
+    )
+    _add_labelled(parser)
+
+
+def _add_labelled(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("labelled texts: .jsonl, .csv or .tsv")
+    group.add_argument("--text-field", default="text", metavar="FIELD", help="the field of texts")
+    group.add_argument(
+        "--label-field", default="labels", metavar="FIELD", help="the field of labels"
+    )
+    group.add_argument(
+        "--label-names",
+        metavar="FILE",
+        type=Path,
+        help="names, one a line: the files are header-less text, tab, numbers of labels",
+    )

@@ -1,0 +1,185 @@
+"""Bytes to events and back. A bad record becomes a dead letter, never an exception."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import numpy as np
+
+from worker.messages import DeadLetter, ErrorKind, Event, Labelled, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from worker.messages import Json
+
+    Decoder: TypeAlias = Callable[[Record], Event | DeadLetter]
+
+OUTPUT_FIELDS: Final = ("id", "labels", "scores", "model", "digest", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Which fields of a record to read; `keep` are copied to the output as they are."""
+
+    text: str = "text"
+    id: str = "id"
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LabelEncoder:
+    """Writes labelled events as JSON; the same event and model give the same bytes."""
+
+    model: str
+    digest: str
+    include_text: bool = False
+
+    def encode(self, labelled: Labelled) -> bytes:
+        """Return one JSON object in one line, without its end.
+
+        Scores are the shortest decimals that read back as the same float32.
+        """
+        event, result = labelled.event, labelled.classification
+        scores = ",".join(f"{json.dumps(k)}:{np.float32(v)!s}" for k, v in result.scores.items())
+        line = (
+            f'{{"id":{_dump(event.id)},"labels":{_dump(result.labels)},"scores":{{{scores}}},'
+            f'"model":{_dump(self.model)},"digest":{_dump(self.digest)}'
+        )
+        extra: dict[str, Json] = dict(event.kept)
+        if self.include_text:
+            extra["text"] = event.text
+        return _utf8(line + "".join(f",{_dump(k)}:{_dump(v)}" for k, v in extra.items()) + "}")
+
+
+def encode_dead_letter(letter: DeadLetter) -> bytes:
+    """Return a dead letter as one JSON object in one line, without its end.
+
+    The original bytes stand in `value`, or in `value_base64` where they are not UTF-8.
+    """
+    place = letter.record.place
+    content: dict[str, Json] = {
+        "source": place.source,
+        "line": place.line,
+        "kind": letter.kind,
+        "reason": letter.reason,
+    }
+    if place.part:
+        content["part"] = place.part
+    try:
+        content["value"] = letter.record.value.decode()
+    except UnicodeDecodeError:
+        content["value_base64"] = base64.b64encode(letter.record.value).decode()
+    return _utf8(_dump(content))
+
+
+def decode_text(record: Record) -> Event | DeadLetter:
+    """Take the whole record as a text; its place is its id."""
+    try:
+        return Event(record, str(record.place), record.value.decode())
+    except UnicodeDecodeError:
+        return _not_utf8(record)
+
+
+def json_decoder(fields: Fields) -> Decoder:
+    """Return a decoder of JSON objects."""
+
+    def decode(record: Record) -> Event | DeadLetter:
+        try:
+            content = _json.decode(record.value.decode())
+        except UnicodeDecodeError:
+            return _not_utf8(record)
+        except (ValueError, RecursionError):
+            return DeadLetter(record, ErrorKind.NOT_JSON, "the record is not valid JSON")
+        if not isinstance(content, dict):
+            return DeadLetter(record, ErrorKind.NOT_JSON, "the record is not a JSON object")
+        return _event(record, content, fields)
+
+    return decode
+
+
+def row_decoder(columns: Sequence[str], fields: Fields, delimiter: str) -> Decoder:
+    """Return a decoder of rows under a header: TSV where the delimiter is a tab, else CSV."""
+
+    def decode(record: Record) -> Event | DeadLetter:
+        try:
+            cells = split_row(record.value, delimiter)
+        except UnicodeDecodeError:
+            return _not_utf8(record)
+        except csv.Error:
+            return DeadLetter(record, ErrorKind.BAD_ROW, "the row's quotes do not match")
+        if len(cells) != len(columns):
+            reason = f"the row has {len(cells)} fields where the header has {len(columns)}"
+            return DeadLetter(record, ErrorKind.BAD_ROW, reason)
+        return _event(record, dict(zip(columns, cells, strict=True)), fields)
+
+    return decode
+
+
+def split_row(row: bytes, delimiter: str) -> list[str]:
+    """Split a row into cells; a tab separates as it is, other delimiters know quotes.
+
+    Raises:
+        UnicodeDecodeError: the row is not UTF-8.
+        csv.Error: its quotes do not match.
+
+    """
+    text = row.decode()
+    if delimiter == "\t":
+        return text.split("\t")
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    rows = list(csv.reader([text], delimiter=delimiter, strict=True))
+    return rows[0] if rows else [""]
+
+
+def _event(record: Record, content: Mapping[str, Json], fields: Fields) -> Event | DeadLetter:
+    text = content.get(fields.text)
+    if not isinstance(text, str):
+        problem = "is not a string" if fields.text in content else "is missing"
+        reason = f"the field '{fields.text}' {problem}"
+        return DeadLetter(record, ErrorKind.NO_TEXT, reason)
+    event_id = content.get(fields.id)
+    if event_id is None or event_id == "":
+        event_id = str(record.place)
+    if isinstance(event_id, bool) or not isinstance(event_id, str | int):
+        reason = f"the field '{fields.id}' is neither a string nor an integer"
+        return DeadLetter(record, ErrorKind.BAD_ID, reason)
+    kept = {name: content[name] for name in fields.keep if name in content}
+    return Event(record, event_id, text, kept)
+
+
+def _not_utf8(record: Record) -> DeadLetter:
+    return DeadLetter(record, ErrorKind.NOT_UTF8, "the record is not valid UTF-8")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError("a number beyond the range of doubles")
+    return value
+
+
+# Python's own reader takes NaN and Infinity, which are not JSON and would come out again.
+_json: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _utf8(line: str) -> bytes:
+    try:
+        return line.encode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair is JSON only as an escape.
+        escaped = (c if not "\ud800" <= c <= "\udfff" else f"\\u{ord(c):04x}" for c in line)
+        return "".join(escaped).encode()

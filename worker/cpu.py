@@ -1,0 +1,45 @@
+"""What the CPU offers, as far as it decides speed or the last place of a score."""
+
+from __future__ import annotations
+
+import platform
+from functools import lru_cache
+from pathlib import Path
+
+_X86 = ("x86_64", "amd64", "i386", "i686")
+_INT8_DOT_PRODUCT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+_BF16_DOT_PRODUCT = frozenset({"avx512_bf16", "amx_bf16"})
+_DECIDES_ROUNDING = frozenset({"avx2", "fma", "avx512f", "asimd", "sve"}) | _INT8_DOT_PRODUCT
+
+
+@lru_cache(maxsize=1)
+def cpu_flags() -> frozenset[str]:
+    """Return the instruction set flags that Linux reports; empty where it reports none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in {"flags", "Features"}:
+            return frozenset(value.split())
+    return frozenset()
+
+
+def int8_products_saturate() -> bool:
+    """Tell whether u8 x s8 matrix products of this CPU clip their 16-bit sums.
+
+    True on x86 without VNNI or AMX (onnxruntime's quantization guide), and where nothing is known
+    of an x86 CPU: the exact path is slower, but never wrong.
+    """
+    return platform.machine().lower() in _X86 and not cpu_flags() & _INT8_DOT_PRODUCT
+
+
+def multiplies_bf16() -> bool:
+    """Tell whether bf16 matrix products run in hardware (AVX512-BF16 or AMX)."""
+    return bool(cpu_flags() & _BF16_DOT_PRODUCT)
+
+
+def cpu_kind() -> str:
+    """Name the kind of CPU: equal kinds give scores equal to the last bit."""
+    return " ".join([platform.machine(), *sorted(cpu_flags() & _DECIDES_ROUNDING)])

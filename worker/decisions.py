@@ -1,0 +1,64 @@
+"""From logits to scores, and from scores to labels."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+class Task(StrEnum):
+    """How many of its labels a text can have."""
+
+    ONE_OF = "one-of"
+    SEVERAL = "several"
+
+
+def scores_of(task: Task, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn the logits of one text, shape [labels], into scores in [0, 1], same shape.
+
+    Softmax for one-of, the logistic function for several. Computed a number at a time in double
+    precision: vector code may round differently at different places of an array, and a score
+    must not depend on what stands beside it.
+    """
+    values = [float(logit) for logit in logits]
+    if task is Task.SEVERAL:
+        scores = [_logistic(value) for value in values]
+    else:
+        largest = max(values)
+        powers = [math.exp(value - largest) for value in values]
+        total = math.fsum(powers)
+        scores = [power / total for power in powers]
+    return np.array(scores, dtype=np.float32)
+
+
+def decide(
+    task: Task, names: Sequence[str], scores: Sequence[float], thresholds: Sequence[float]
+) -> tuple[str, ...]:
+    """Return the labels given: those whose score reaches its threshold, in the model's order.
+
+    For one-of, only the label with the highest score can be given. None reached gives none.
+    """
+    if task is Task.ONE_OF:
+        best = max(range(len(scores)), key=scores.__getitem__)
+        return (names[best],) if scores[best] >= thresholds[best] else ()
+    return tuple(
+        name
+        for name, score, threshold in zip(names, scores, thresholds, strict=True)
+        if score >= threshold
+    )
+
+
+def _logistic(value: float) -> float:
+    # Both branches keep the exponent negative, where exp cannot overflow.
+    if value >= 0:
+        return 1.0 / (1.0 + math.exp(-value))
+    power = math.exp(value)
+    return power / (1.0 + power)

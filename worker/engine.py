@@ -1,0 +1,88 @@
+"""The engine: one onnxruntime session, one thread, batches of one token length.
+
+Bit-exact: the logits of a text are the same bytes whatever else is in its batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import onnxruntime as ort
+
+from worker.artifact import GRAPH_FILE
+from worker.cpu import int8_products_saturate
+from worker.errors import ArtifactError, EngineError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from worker.artifact import Artifact
+
+# Far slower than the plain nodes they replace (docs/design.md, "Engine").
+_SLOW_FUSIONS: Final = ["SkipLayerNormFusion", "BiasGeluFusion"]
+_ERRORS_ONLY: Final = 3
+
+
+class Engine:
+    """A loaded model; use it from one thread."""
+
+    def __init__(self, artifact: Artifact, *, exact_products: bool | None = None) -> None:
+        """Load the model of an artifact.
+
+        `exact_products` takes onnxruntime's slower u8 x u8 path, whose sums never clip; by
+        default where this CPU's u8 x s8 products would.
+
+        Raises:
+            ArtifactError: the graph does not load, or does not fit the manifest.
+
+        """
+        self.exact_products = int8_products_saturate() if exact_products is None else exact_products
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Patterns are planned by shape: with ever new shapes they only cost memory.
+        options.enable_mem_pattern = False
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.log_severity_level = _ERRORS_ONLY
+        if self.exact_products:
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        path = artifact.folder / GRAPH_FILE
+        try:
+            self._session = ort.InferenceSession(
+                path,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=_SLOW_FUSIONS,
+            )
+        except Exception:  # noqa: BLE001 - onnxruntime's errors share no base, and quote paths
+            raise ArtifactError(f"onnxruntime {ort.__version__} cannot load {path}") from None
+        self._check_shape(artifact)
+
+    def run(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the logits, shape [batch, labels], of token ids, shape [batch, tokens].
+
+        Raises:
+            EngineError: the batch could not be scored, or a logit is not finite.
+
+        """
+        try:
+            logits: NDArray[np.float32]
+            (logits,) = self._session.run(["logits"], {"input_ids": token_ids})
+        except Exception:  # noqa: BLE001 - onnxruntime's errors share no base
+            rows, tokens = token_ids.shape
+            raise EngineError(f"onnxruntime failed on {rows} texts of {tokens} tokens") from None
+        if not np.isfinite(logits).all():
+            raise EngineError("the model's scores are not finite")
+        return logits
+
+    def _check_shape(self, artifact: Artifact) -> None:
+        inputs = [value.name for value in self._session.get_inputs()]
+        outputs = [(value.name, value.shape[-1:]) for value in self._session.get_outputs()]
+        labels = len(artifact.manifest.labels)
+        if inputs != ["input_ids"] or outputs != [("logits", [labels])]:
+            raise ArtifactError(
+                f"{artifact.folder / GRAPH_FILE} does not give {labels} logits, as the manifest's "
+                "labels need",
+                "prepare the model anew",
+            )

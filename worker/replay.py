@@ -1,0 +1,240 @@
+"""`worker replay`: files or a pipe through the same pipeline as a stream."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from worker import pipeline
+from worker.artifact import BUILT_IN_MODEL, load_artifact
+from worker.cache import DiskCache
+from worker.classifier import Classifier
+from worker.codec import OUTPUT_FIELDS, Fields, LabelEncoder
+from worker.errors import ConfigurationError, WorkerError
+from worker.signals import StopSignal
+from worker.telemetry.logs import log
+from worker.telemetry.progress import Progress
+from worker.transports.files import FileChunk, FileTransport, Source
+from worker.transports.formats import STANDARD_INPUT, Format, format_of
+from worker.transports.outputs import (
+    CheckpointedOutputs,
+    InputIdentity,
+    Outputs,
+    RunIdentity,
+    StreamedOutputs,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from worker.artifact import Artifact
+    from worker.messages import Outcome
+    from worker.settings import Settings
+
+DONE: Final = 0
+DONE_WITH_DEAD_LETTERS: Final = 3
+_DEAD_LETTERS_WITHOUT_OUTPUT: Final = Path("dead-letters.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayFiles:
+    """What to read and where to write; `output` None is standard output."""
+
+    inputs: Sequence[str]
+    output: Path | None = None
+    dead_letters: Path | None = None
+    form: Format | None = None
+    overwrite: bool = False
+
+
+def replay(files: ReplayFiles, settings: Settings) -> int:
+    """Label all messages of the inputs; returns the exit code.
+
+    Raises:
+        ConfigurationError: files or settings that do not fit each other, or the run to continue.
+        WorkerError: a file that cannot be read or written, or a model that cannot be used.
+
+    """
+    sources = _sources(files)
+    fields = _fields(settings)
+    artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
+    outputs = _outputs(files, sources, settings, artifact)
+    if outputs.finished:
+        _say(f"this run is finished: {_totals(outputs)}; start it anew with --overwrite")
+        return DONE
+    if outputs.totals.labelled or outputs.totals.dead_letters:
+        _say(f"continuing after {_totals(outputs)}")
+    classifier = _classifier(settings, artifact)
+    name, digest = artifact.manifest.name, artifact.digest
+    encoder = LabelEncoder(name, digest, include_text=settings.include_text)
+    transport = FileTransport(sources, fields, settings.input.max_bytes, outputs, encoder)
+    progress = _Watch(files.inputs, outputs, classifier)
+    with StopSignal() as stop:
+        try:
+            ended = pipeline.run(
+                transport,
+                classifier,
+                completed=progress.completed,
+                stopping=lambda: stop.received is not None,
+            )
+            if ended:
+                outputs.finish()
+        finally:
+            progress.close()
+            classifier.close()
+            outputs.close()
+    if not ended:
+        _say(f"interrupted after {_totals(outputs)}; {_how_to_continue(files)}")
+        return stop.exit_code
+    _say(f"done: {_totals(outputs)}, {progress.summary()}")
+    if outputs.totals.dead_letters:
+        _say(f"dead letters, with the reason for each: {_dead_letters(files)}")
+        return DONE_WITH_DEAD_LETTERS
+    return DONE
+
+
+class _Watch:
+    """Follows a replay and tells how it is coming along."""
+
+    def __init__(self, inputs: Sequence[str], outputs: Outputs, classifier: Classifier) -> None:
+        self._sizes = [_size(path) for path in inputs]
+        self._classifier = classifier
+        done = self._before(outputs.position.input)
+        known = STANDARD_INPUT not in inputs
+        self._progress = Progress(sum(self._sizes) if known else None, done)
+
+    def completed(self, chunk: FileChunk, outcomes: Sequence[Outcome]) -> None:
+        index = chunk.position.input
+        done = self._before(index)
+        if index < len(self._sizes) and chunk.position.offset:
+            done += chunk.bytes_read
+        self._progress.update(len(outcomes), done, self._classifier.counts.hit_rate)
+
+    def close(self) -> None:
+        self._progress.close()
+
+    def summary(self) -> str:
+        hits = self._classifier.counts.hit_rate
+        return f"{hits:.1%} answered from memory or cache, {self._progress.rate:,.0f} messages/s"
+
+    def _before(self, index: int) -> int:
+        return sum(self._sizes[:index])
+
+
+def _sources(files: ReplayFiles) -> list[Source]:
+    names = [Path(path).name for path in files.inputs]
+    if len(set(names)) < len(names):
+        names = list(files.inputs)
+    if len(set(names)) < len(names):
+        raise ConfigurationError("an input is named twice", "name each once")
+    for path in (files.output, files.dead_letters):
+        if path and any(Path(other).resolve() == path.resolve() for other in files.inputs):
+            raise ConfigurationError(f"{path} is an input and an output", "name another output")
+    if (
+        files.output
+        and files.dead_letters
+        and files.output.resolve() == files.dead_letters.resolve()
+    ):
+        raise ConfigurationError("labels and dead letters have the same file", "name another")
+    return [
+        Source(path, "stdin" if path == STANDARD_INPUT else name, files.form or format_of(path))
+        for path, name in zip(files.inputs, names, strict=True)
+    ]
+
+
+def _fields(settings: Settings) -> Fields:
+    taken = sorted(set(settings.input.keep) & set(OUTPUT_FIELDS))
+    if taken:
+        raise ConfigurationError(
+            f"fields to keep are named like fields of the output: {', '.join(taken)}",
+            "the output has these anyway, or rename them in the input",
+        )
+    return Fields(settings.input.text_field, settings.input.id_field, settings.input.keep)
+
+
+def _classifier(settings: Settings, artifact: Artifact) -> Classifier:
+    folder = settings.cache_directory
+    disk = DiskCache(folder, settings.cache.disk_bytes) if folder else None
+    entries = settings.cache.memory_entries if settings.cache.enabled else 0
+    classifier = Classifier(artifact, disk, entries, settings.engine.token_budget)
+    log.info(
+        "model loaded",
+        model=artifact.manifest.name,
+        digest=artifact.digest,
+        int8_products="u8 x u8, exact, slower" if classifier.engine.exact_products else "VNNI",
+    )
+    return classifier
+
+
+def _outputs(
+    files: ReplayFiles, sources: Sequence[Source], settings: Settings, artifact: Artifact
+) -> Outputs:
+    output, letters = files.output, _dead_letters(files)
+    for path in files.inputs:
+        if path != STANDARD_INPUT and not Path(path).exists():
+            raise ConfigurationError(f"there is no file {path}", "check the path")
+    if output is None or not _is_plain(output):
+        return StreamedOutputs(output, letters, overwrite=files.overwrite)
+    if not all(path != STANDARD_INPUT and _is_plain(Path(path)) for path in files.inputs):
+        _say("a pipe cannot be read twice: this run could not be continued if it were cut short")
+        return StreamedOutputs(output, letters, overwrite=files.overwrite)
+    run = RunIdentity(
+        inputs=tuple(_identity(source) for source in sources),
+        model=artifact.digest,
+        options={
+            "text_field": settings.input.text_field,
+            "id_field": settings.input.id_field,
+            "keep": list(settings.input.keep),
+            "max_bytes": settings.input.max_bytes,
+            "include_text": settings.include_text,
+            "dead_letters": letters.name,
+        },
+    )
+    return CheckpointedOutputs(output, letters, run, overwrite=files.overwrite)
+
+
+def _identity(source: Source) -> InputIdentity:
+    try:
+        with open(source.path, "rb") as file:  # noqa: PTH123 - the path is as the user gave it
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return InputIdentity(
+                name=source.name, form=source.form, bytes=file.tell(), sha256=digest
+            )
+    except OSError as error:
+        raise WorkerError(
+            f"cannot read {source.path}: {error.strerror}", "check the path"
+        ) from None
+
+
+def _dead_letters(files: ReplayFiles) -> Path:
+    if files.dead_letters:
+        return files.dead_letters
+    if files.output is None:
+        return _DEAD_LETTERS_WITHOUT_OUTPUT
+    return files.output.with_name(files.output.name + ".dead.jsonl")
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() or not path.exists()
+
+
+def _size(path: str) -> int:
+    return 0 if path == STANDARD_INPUT else Path(path).stat().st_size
+
+
+def _totals(outputs: Outputs) -> str:
+    labelled, letters = outputs.totals.labelled, outputs.totals.dead_letters
+    return f"{labelled:,} labelled, {letters:,} dead letter{'' if letters == 1 else 's'}"
+
+
+def _how_to_continue(files: ReplayFiles) -> str:
+    if files.output and STANDARD_INPUT not in files.inputs:
+        return "run the same command again: it continues"
+    return "without -o and files as inputs it cannot be continued"
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

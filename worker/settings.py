@@ -1,0 +1,231 @@
+"""Every setting, once: from a TOML file, the environment and flags, in rising precedence."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from worker.classifier import (
+    DEFAULT_DISK_BYTES,
+    DEFAULT_MEMORY_ENTRIES,
+    DEFAULT_TOKEN_BUDGET,
+)
+from worker.errors import ConfigurationError
+from worker.telemetry.logs import log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PREFIX: Final = "WORKER_"
+NESTING: Final = "__"
+# What Kubernetes puts into the environment of every pod for a Service called worker, or
+# worker-something: no setting may be named like these.
+KUBERNETES: Final = re.compile(
+    r"WORKER_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+)
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class InputSettings(_Group):
+    """How messages are read."""
+
+    text_field: Annotated[str, Field(min_length=1, description="the field that holds the text")] = (
+        "text"
+    )
+    id_field: Annotated[str, Field(min_length=1, description="the field that holds the id")] = "id"
+    keep: Annotated[tuple[str, ...], Field(description="fields that are copied to the output")] = ()
+    max_bytes: Annotated[
+        int, Field(ge=1, le=2**30, description="a longer message becomes a dead letter")
+    ] = 2**20
+
+
+class CacheSettings(_Group):
+    """What is remembered, and where."""
+
+    enabled: Annotated[bool, Field(description="remember scores, in memory and on disk")] = True
+    directory: Annotated[
+        Path | None, Field(description="shared by the processes of a host; owner-only")
+    ] = None
+    disk_bytes: Annotated[int, Field(ge=2**20, description="bound of the folder")] = (
+        DEFAULT_DISK_BYTES
+    )
+    memory_entries: Annotated[
+        int, Field(ge=0, description="bound of the table in the process, some 170 bytes each")
+    ] = DEFAULT_MEMORY_ENTRIES
+
+
+class EngineSettings(_Group):
+    """How texts are put into batches."""
+
+    token_budget: Annotated[int, Field(ge=1, le=2**16, description="tokens in a batch")] = (
+        DEFAULT_TOKEN_BUDGET
+    )
+
+
+class LogSettings(_Group):
+    """How the worker reports on itself, on standard error."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="the least that is told")
+    ] = "info"
+    format: Annotated[
+        Literal["auto", "console", "json"],
+        Field(description="auto: for people on a terminal, JSON lines otherwise"),
+    ] = "auto"
+
+
+class Settings(BaseSettings):
+    """The whole configuration, checked at start-up."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter=NESTING,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    model: Annotated[Path | None, Field(description="a model folder; by default the built-in")] = (
+        None
+    )
+    thresholds: Annotated[
+        dict[str, Annotated[float, Field(ge=0, le=1)]],
+        Field(description="override the model's, label by label"),
+    ] = Field(default_factory=dict)
+    include_text: Annotated[bool, Field(description="copy the text to the output")] = False
+    input: InputSettings = InputSettings()
+    cache: CacheSettings = CacheSettings()
+    engine: EngineSettings = EngineSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def cache_directory(self) -> Path | None:
+        """Return the folder of the disk cache; None where nothing is to be remembered."""
+        if not self.cache.enabled:
+            return None
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return self.cache.directory or Path(home) / "worker"
+
+
+def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """Read all settings and check them whole; `flags` is nested as the settings are.
+
+    Raises:
+        ConfigurationError: a value is wrong, or the file has a key that is no setting.
+
+    """
+    content = _read_file(config) if config else {}
+
+    class Sources(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not read
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not read
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, content)
+
+    try:
+        return Sources(**flags)
+    except ValidationError as error:
+        problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        raise _explain(problem["loc"], problem["type"], problem["msg"], flags, config) from None
+    except SettingsError as error:
+        field = re.search(r'field "(\w+)"', str(error))
+        raise ConfigurationError(
+            f"the environment variable {PREFIX}{field[1].upper() if field else '*'} (or one below "
+            "it) is not valid JSON, which a list or a table needs"
+        ) from None
+
+
+def warn_of_unknown_variables() -> None:
+    """Log a warning for each WORKER_* variable that is no setting, with the nearest that is."""
+    known = list(setting_variables())
+    for name in sorted(os.environ):
+        variable = name.upper()
+        if not variable.startswith(PREFIX) or KUBERNETES.fullmatch(variable):
+            continue
+        if variable in known or variable.startswith(f"{PREFIX}THRESHOLDS{NESTING}"):
+            continue
+        nearest = difflib.get_close_matches(variable, known, n=1)
+        log.warning("unknown environment variable", name=name, nearest=next(iter(nearest), None))
+
+
+def setting_variables() -> Iterator[str]:
+    """Yield the environment variable of every setting, groups included."""
+    return (PREFIX + NESTING.join(path).upper() for path in _paths(Settings))
+
+
+def _paths(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+    for name, info in model.model_fields.items():
+        yield (name,)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from ((name, *path) for path in _paths(info.annotation))
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is not UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+)", str(error))
+        where = f", line {line[1]}" if line else ""
+        raise ConfigurationError(f"{path} is not valid TOML{where}") from None
+
+
+def _explain(
+    location: tuple[int | str, ...],
+    kind: str,
+    message: str,
+    flags: Mapping[str, Any],
+    config: Path | None,
+) -> ConfigurationError:
+    """Say which setting is wrong, and where it was set; the value is not repeated."""
+    name = ".".join(str(part) for part in location)
+    variable = PREFIX + NESTING.join(str(part) for part in location).upper()
+    if _has(flags, location):
+        source = "on the command line"
+    elif variable in {known.upper() for known in os.environ}:
+        source = f"in the environment ({variable})"
+    else:
+        source = f"in {config}" if config else f"in the environment ({variable} or above it)"
+    if kind == "extra_forbidden":
+        settings = [".".join(path) for path in _paths(Settings)]
+        nearest = difflib.get_close_matches(name, settings, n=1)
+        advice = f"did you mean {nearest[0]}?" if nearest else "see configs/worker.toml"
+        return ConfigurationError(f"{name}, {source}, is not a setting", advice)
+    return ConfigurationError(
+        f"the setting {name}, {source}, is wrong: {message[0].lower()}{message[1:]}",
+    )
+
+
+def _has(flags: Mapping[str, Any], location: tuple[int | str, ...]) -> bool:
+    value: Any = flags
+    for part in location:
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        else:
+            return isinstance(value, list | tuple)
+    return True

@@ -1,0 +1,41 @@
+"""Stopping between two chunks when asked to by SIGINT or SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+class StopSignal:
+    """Remembers the first SIGINT or SIGTERM; a second one acts at once, as if there were none."""
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        self.received: int | None = None
+
+    def __enter__(self) -> Self:
+        """Take the signals over."""
+        self._before = {
+            number: signal.signal(number, self._remember)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> int:
+        """Return 128 and the signal's number, as a shell would."""
+        return 128 + (self.received or 0)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the handler's form
+        self.received = number
+        signal.signal(
+            number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
+        )

@@ -1,0 +1,1 @@
+"""Where records come from and where their outcomes go."""
