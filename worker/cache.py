@@ -98,8 +98,8 @@ class RawDisk(diskcache.Disk):  # type: ignore[misc]
     def store(
         self,
         value: bytes,
-        read: bool,
-        key: object = None,  # noqa: ARG002 - diskcache's
+        read: object,  # noqa: ARG002 - what diskcache calls
+        key: object = None,  # noqa: ARG002 - what diskcache calls
     ) -> tuple[int, int, None, memoryview]:
         """Turn a value into a row: size outside the database, mode, file name, value."""
         return 0, diskcache.core.MODE_RAW, None, memoryview(_only_bytes(value))

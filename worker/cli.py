@@ -6,6 +6,7 @@ Imports stand where they are used: `worker --help` must not wait for an engine.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -50,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkerError as error:
         print(f"worker: {error}", file=sys.stderr)
         return _WRONG_USAGE if isinstance(error, ConfigurationError) else _FAILED
+    except BrokenPipeError:
+        # Whoever read standard output has seen enough; Python must not complain of it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
     except KeyboardInterrupt:
         print("worker: interrupted", file=sys.stderr)
         return _INTERRUPTED

@@ -160,7 +160,7 @@ def _start(
         texts = [example.text for example in data.train]
         rows = add_emoji(tokenizer, old.weight.detach(), texts)
         model.distilbert.embeddings.word_embeddings = torch.nn.Embedding(
-            *rows.shape, old.padding_idx, _weight=rows
+            rows.shape[0], rows.shape[1], old.padding_idx, _weight=rows
         )
         model.config.vocab_size = rows.shape[0]
     return model, tokenizer
@@ -269,11 +269,10 @@ def _targets(data: _Data, examples: Sequence[LabelledText]) -> list[Any]:
 
 def _truth(data: _Data, targets: object) -> NDArray[np.bool_]:
     """Return targets as booleans, shape [texts, labels]."""
-    array = np.asarray(targets)
     if data.task is Task.ONE_OF:
-        return np.eye(len(data.labels), dtype=np.bool_)[array]
-    truth: NDArray[np.bool_] = array > 0
-    return truth
+        truth: NDArray[np.bool_] = np.arange(len(data.labels)) == np.asarray(targets)[:, None]
+        return truth
+    return np.array(targets, dtype=np.bool_)
 
 
 def _thresholds(data: _Data, scores: NDArray[np.float32], truth: NDArray[np.bool_]) -> list[float]:

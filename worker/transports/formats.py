@@ -15,11 +15,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
-from worker.codec import Decoder, Fields, decode_text, json_decoder, row_decoder, split_row
+from worker.codec import decode_text, json_decoder, row_decoder, split_row
 from worker.errors import ConfigurationError, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from worker.codec import Decoder, Fields
 
 STANDARD_INPUT: Final = "-"
 _READ_BYTES: Final = 2**16
