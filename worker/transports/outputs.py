@@ -178,19 +178,11 @@ class CheckpointedOutputs:
         self._path = labels.with_name(labels.name + ".checkpoint")
         self._labels = _AppendFile(labels)
         self._letters = _AppendFile(letters)
-        self._labels.open()
-        checkpoint = None if overwrite else _read_checkpoint(self._path)
-        if checkpoint is None:
-            if not overwrite:
-                _refuse_foreign(labels, letters)
-            checkpoint = _Checkpoint(run=run)
-            _write_checkpoint(self._path, checkpoint)
-        _compare(self._path, checkpoint.run, run)
-        self._checkpoint = checkpoint
-        self._labels.cut(checkpoint.labels)
-        if letters.exists() or checkpoint.letters.bytes:
-            self._letters.open()
-            self._letters.cut(checkpoint.letters)
+        try:
+            self._checkpoint = self._begin(labels, letters, run, overwrite=overwrite)
+        except WorkerError:
+            self.close()
+            raise
 
     @property
     def position(self) -> ReplayPosition:
@@ -230,6 +222,23 @@ class CheckpointedOutputs:
         self._labels.close()
         self._letters.close()
 
+    def _begin(
+        self, labels: Path, letters: Path, run: RunIdentity, *, overwrite: bool
+    ) -> _Checkpoint:
+        self._labels.open()
+        checkpoint = None if overwrite else _read_checkpoint(self._path)
+        if checkpoint is None:
+            if not overwrite:
+                _refuse_foreign(labels, letters)
+            checkpoint = _Checkpoint(run=run)
+            _write_checkpoint(self._path, checkpoint)
+        _compare(self._path, checkpoint.run, run)
+        self._labels.cut(checkpoint.labels)
+        if letters.exists() or checkpoint.letters.bytes:
+            self._letters.open()
+            self._letters.cut(checkpoint.letters)
+        return checkpoint
+
     def _append(
         self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
     ) -> None:
@@ -267,13 +276,15 @@ class _AppendFile:
         """Open the file, make it where there is none, and lock other runs out."""
         if self._file is not None:
             return
-        self._file = _open_append(self._path)
+        file = _open_append(self._path)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            file.close()
             raise WorkerError(
                 f"another run is writing {self._path}", "wait for it, or name another file"
             ) from None
+        self._file = file
 
     def cut(self, written: _Written) -> None:
         """Cut the file to what was written, and check that it is still that."""

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from tests.build.conftest import VOCABULARY, prepared
+from worker.artifact import GRAPH_FILE, WEIGHTS_FILE, file_sha256
+from worker.build.checkpoint import Checkpoint, predict_logits
+from worker.build.graph import fold_biases, quantize_columns, write_graph
+from worker.cpu import int8_products_saturate
+from worker.engine import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from random import Random
+
+    from numpy.typing import NDArray
+
+    from tests.build.conftest import TinyCheckpoint
+    from worker.artifact import Artifact
+
+POSITIONS = 64
+# Closer to zero float32 is subnormal and divides with a loss; no weight of a model is as small.
+SIZES = st.floats(2**-100, 2**20, width=32)
+WEIGHTS = st.just(0.0) | SIZES | SIZES.map(lambda size: -size)
+MATRICES = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=WEIGHTS)
+# The sizes of distilbert-base, as its config.json has them.
+BASE_SIZES = {"dim": 768, "hidden_dim": 3072, "layers": 6, "heads": 12, "vocabulary": 30522}
+
+
+def random_ids(texts: int, tokens: int, seed: int = 0) -> NDArray[np.int64]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(len(VOCABULARY), size=(texts, tokens), dtype=np.int64)
+
+
+BATCHES = st.builds(random_ids, st.integers(1, 20), st.integers(2, POSITIONS), st.integers(0))
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
+    return {name: value.numpy() for name, value in checkpoint.model.state_dict().items()}
+
+
+def relative_error(value: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(value - exact) / np.linalg.norm(exact))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: TinyCheckpoint) -> Checkpoint:
+    return Checkpoint.load(tiny_checkpoint())
+
+
+@pytest.fixture(scope="module")
+def engine(artifact: Artifact) -> Engine:
+    return Engine(artifact)
+
+
+@pytest.fixture(scope="module")
+def exact_engine(artifact: Artifact) -> Engine:
+    return Engine(artifact, exact_products=True)
+
+
+@pytest.fixture(scope="module")
+def odd_engine(
+    tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Engine:
+    """Return an engine of sizes that fill no vector register evenly."""
+    labels = [f"label-{number}" for number in range(27)]
+    folder = tiny_checkpoint(labels=labels, dim=36, hidden_dim=53, layers=3)
+    return Engine(prepared(folder, tmp_path_factory.mktemp("odd")))
+
+
+@pytest.fixture(scope="module")
+def uncut(
+    checkpoint: Checkpoint, artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    folder = tmp_path_factory.mktemp("uncut")
+    write_graph(folder, weights_of(checkpoint), heads=checkpoint.model.config.n_heads, cut=False)
+    return replace(artifact, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def uncut_engine(uncut: Artifact) -> Engine:
+    return Engine(uncut)
+
+
+@pytest.mark.parametrize("tokens", [2, 7, 33, POSITIONS])
+def test_int8_logits_differ_from_fp32_logits_by_less_than_a_tenth(
+    engine: Engine, checkpoint: Checkpoint, tokens: int
+) -> None:
+    ids = random_ids(50, tokens)
+    fp32 = predict_logits(checkpoint.model, ids.tolist())
+    assert 0 < relative_error(engine.run(ids), fp32) < 0.1
+
+
+def test_folding_biases_leaves_the_function_the_same(tiny_checkpoint: TinyCheckpoint) -> None:
+    checkpoint = Checkpoint.load(tiny_checkpoint(layers=3))
+    ids = random_ids(20, 17).tolist()
+    before = predict_logits(checkpoint.model, ids)
+    unused = ("attention.k_lin.bias", "attention.v_lin.bias", "ffn.lin2.bias")
+    folded = {
+        name: np.zeros_like(weight) if name.endswith(unused) else weight
+        for name, weight in fold_biases(weights_of(checkpoint)).items()
+    }
+
+    checkpoint.model.load_state_dict({n: torch.from_numpy(w) for n, w in folded.items()})
+
+    assert relative_error(predict_logits(checkpoint.model, ids), before) < 1e-5
+
+
+def test_biases_that_are_not_folded_would_be_missed(tiny_checkpoint: TinyCheckpoint) -> None:
+    checkpoint = Checkpoint.load(tiny_checkpoint(layers=3))
+    ids = random_ids(20, 17).tolist()
+    before = predict_logits(checkpoint.model, ids)
+    for name, weight in checkpoint.model.state_dict().items():
+        if name.endswith(("attention.v_lin.bias", "ffn.lin2.bias")):
+            weight.zero_()
+    assert relative_error(predict_logits(checkpoint.model, ids), before) > 0.01
+
+
+def test_folding_biases_leaves_the_weights_given_alone(checkpoint: Checkpoint) -> None:
+    weights = weights_of(checkpoint)
+    copies = {name: weight.copy() for name, weight in weights.items()}
+    fold_biases(weights)
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(weight, copies[name])
+
+
+@given(MATRICES)
+@settings(deadline=None)
+def test_a_quantized_weight_is_off_by_half_a_step_at_most(matrix: NDArray[np.float32]) -> None:
+    quantized, scales = quantize_columns(matrix)
+    error = np.abs(quantized * scales.astype(np.float64) - matrix)
+    # A hair more than half: the division before rounding is in float32.
+    assert (error <= 0.50001 * scales).all()
+
+
+@given(MATRICES)
+@settings(deadline=None)
+def test_the_largest_weight_of_a_column_becomes_127_or_minus_127(
+    matrix: NDArray[np.float32],
+) -> None:
+    quantized, _ = quantize_columns(matrix)
+    largest = np.abs(quantized.astype(np.int64)).max(axis=0)
+    np.testing.assert_array_equal(largest, np.where(matrix.any(axis=0), 127, 0))
+
+
+@given(MATRICES, st.data())
+@settings(deadline=None)
+def test_a_column_is_quantized_by_itself(matrix: NDArray[np.float32], data: st.DataObject) -> None:
+    column = data.draw(st.integers(0, matrix.shape[1] - 1))
+    quantized, scales = quantize_columns(matrix)
+    alone, scale = quantize_columns(matrix[:, [column]])
+    np.testing.assert_array_equal(quantized[:, [column]], alone)
+    assert scales[column] == scale
+
+
+def test_a_column_of_zeros_has_scale_one() -> None:
+    quantized, scales = quantize_columns(np.array([[0, 254], [0, -1]], dtype=np.float32))
+    assert (quantized.dtype, scales.dtype) == (np.int8, np.float32)
+    assert quantized.tolist() == [[0, 127], [0, 0]]
+    assert scales.tolist() == [1, 2]
+
+
+@given(ids=BATCHES)
+@settings(deadline=None)
+def test_logits_of_a_text_are_the_same_bytes_alone_and_in_any_batch(
+    engine: Engine, ids: NDArray[np.int64]
+) -> None:
+    for index, logits in enumerate(engine.run(ids)):
+        assert logits.tobytes() == engine.run(ids[[index]]).tobytes()
+
+
+@given(ids=BATCHES)
+@settings(deadline=None)
+def test_sizes_that_fill_no_vector_evenly_give_the_same_bytes_too(
+    odd_engine: Engine, ids: NDArray[np.int64]
+) -> None:
+    for index, logits in enumerate(odd_engine.run(ids)):
+        assert logits.tobytes() == odd_engine.run(ids[[index]]).tobytes()
+
+
+@given(ids=BATCHES, random=st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_the_order_of_a_batch_decides_nothing(
+    engine: Engine, ids: NDArray[np.int64], random: Random
+) -> None:
+    order = random.sample(range(len(ids)), len(ids))
+    assert engine.run(ids[order]).tobytes() == engine.run(ids)[order].tobytes()
+
+
+@given(ids=BATCHES)
+@settings(deadline=None)
+def test_carrying_all_tokens_through_the_last_layer_gives_the_same_bytes(
+    engine: Engine, uncut_engine: Engine, ids: NDArray[np.int64]
+) -> None:
+    assert uncut_engine.run(ids).tobytes() == engine.run(ids).tobytes()
+
+
+def test_cutting_the_last_layer_alters_the_graph_and_not_its_weights(
+    artifact: Artifact, uncut: Artifact
+) -> None:
+    assert file_sha256(uncut.folder / GRAPH_FILE) != artifact.manifest.files[GRAPH_FILE]
+    assert file_sha256(uncut.folder / WEIGHTS_FILE) == artifact.manifest.files[WEIGHTS_FILE]
+
+
+@pytest.mark.skipif(
+    int8_products_saturate(), reason="the quick int8 products of this CPU clip their sums"
+)
+@given(ids=BATCHES)
+@settings(deadline=None)
+def test_exact_products_give_the_same_bytes(
+    engine: Engine, exact_engine: Engine, ids: NDArray[np.int64]
+) -> None:
+    assert exact_engine.run(ids).tobytes() == engine.run(ids).tobytes()
+
+
+@pytest.fixture
+def base_folder(tiny_checkpoint: TinyCheckpoint) -> Iterator[Path]:
+    """Return a checkpoint of the size of distilbert-base: too big to be kept after the test."""
+    folder = tiny_checkpoint(spread=0.03, **BASE_SIZES)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_model_as_big_as_distilbert_base_can_be_prepared_and_run(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    artifact = prepared(base_folder, tmp_path)
+    engine = Engine(artifact)
+    ids = random_ids(9, 13)
+
+    logits = engine.run(ids)
+    shutil.rmtree(artifact.folder)
+
+    fp32 = predict_logits(Checkpoint.load(base_folder).model, ids.tolist())
+    assert relative_error(logits, fp32) < 0.1
+    for index, row in enumerate(logits):
+        assert row.tobytes() == engine.run(ids[[index]]).tobytes()

@@ -1,0 +1,88 @@
+"""What many tests need: the built-in model, loaded once, and settings that touch no home folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, settings
+
+from worker.artifact import BUILT_IN_MODEL, MANIFEST_FILE, Artifact, load_artifact
+from worker.classifier import Classifier
+from worker.engine import Engine
+from worker.tokens import TextTokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Machines differ in speed: no test may depend on it.
+settings.register_profile(
+    "all", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+settings.load_profile("all")
+
+# A word that is one token, whose embedding `poisoned_model` makes NaN.
+POISON = "zebra"
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for name in [name for name in os.environ if name.upper().startswith("WORKER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def artifact() -> Artifact:
+    return load_artifact(BUILT_IN_MODEL)
+
+
+@pytest.fixture(scope="session")
+def engine(artifact: Artifact) -> Engine:
+    return Engine(artifact)
+
+
+@pytest.fixture
+def classifier(artifact: Artifact) -> Classifier:
+    """Return a classifier that remembers nothing."""
+    return Classifier(artifact, memory_entries=0)
+
+
+@pytest.fixture
+def model_copy(tmp_path: Path) -> Path:
+    """Return a copy of the built-in model that a test may damage."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in BUILT_IN_MODEL.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def poisoned_model(model_copy: Path) -> Path:
+    """Return a model whose scores are not finite for a text with the word POISON."""
+    (tokens,) = TextTokenizer(load_artifact(model_copy)).encode([POISON])
+    _, token_id, _ = tokens.ids
+    graph = onnx.load(model_copy / "model.onnx", load_external_data=False).graph
+    (scales,) = (value for value in graph.initializer if value.name == "word_scales")
+    (offset,) = (int(entry.value) for entry in scales.external_data if entry.key == "offset")
+    with (model_copy / "weights.bin").open("r+b") as file:
+        file.seek(offset + 4 * token_id)
+        file.write(np.float32("nan").tobytes())
+    sign(model_copy, "weights.bin")
+    return model_copy
+
+
+def sign(folder: Path, name: str) -> None:
+    """Make a model's manifest fit a file that was changed."""
+    path = folder / MANIFEST_FILE
+    manifest = json.loads(path.read_bytes())
+    manifest["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    path.write_text(json.dumps(manifest), encoding="utf-8")

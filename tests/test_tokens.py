@@ -1,0 +1,82 @@
+"""Any string has tokens; batches hold one length each, within a budget."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.artifact import Artifact
+from worker.tokens import TextTokenizer, cut_batches
+
+
+@pytest.fixture(scope="session")
+def tokenizer(artifact: Artifact) -> TextTokenizer:
+    return TextTokenizer(artifact)
+
+
+@given(text=st.text(st.characters()))
+def test_any_text_has_at_least_its_two_special_tokens(tokenizer: TextTokenizer, text: str) -> None:
+    ((ids, truncated),) = tokenizer.encode([text])
+    assert ids[0] == 101
+    assert ids[-1] == 102
+    assert not truncated
+
+
+@given(texts=st.lists(st.text(), max_size=5))
+def test_tokens_do_not_depend_on_the_other_texts(
+    tokenizer: TextTokenizer, texts: list[str]
+) -> None:
+    assert tokenizer.encode(texts) == [tokenizer.encode([text])[0] for text in texts]
+
+
+@pytest.mark.parametrize("extra", [0, 1, 1000])
+def test_texts_are_cut_at_the_limit_and_keep_their_end_token(
+    tokenizer: TextTokenizer, artifact: Artifact, extra: int
+) -> None:
+    limit = artifact.manifest.max_tokens
+    ((ids, truncated),) = tokenizer.encode(["ok " * (limit - 2 + extra)])
+    assert len(ids) == limit
+    assert (ids[0], ids[-1]) == (101, 102)
+    assert truncated == (extra > 0)
+
+
+def test_half_a_surrogate_pair_counts_as_a_replacement_character(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.encode(["cut \ud83d"]) == tokenizer.encode(["cut \ufffd"])
+
+
+def test_a_whole_surrogate_pair_is_the_character_it_stands_for(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.encode(["ha \ud83d\ude02"]) == tokenizer.encode(["ha 😂"])
+
+
+def test_an_emoji_is_a_token_of_its_own_and_leaves_the_word_it_touches(
+    tokenizer: TextTokenizer,
+) -> None:
+    ((word, _), (emoji, _), (both, _)) = tokenizer.encode(["lol", "😂", "lol😂"])
+    assert both == [*word[:-1], *emoji[1:]]
+
+
+def test_a_skin_tone_changes_nothing(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.encode(["thanks 👍🏿"]) == tokenizer.encode(["thanks 👍"])
+
+
+@given(lengths=st.lists(st.integers(1, 40), max_size=200), budget=st.integers(1, 100))
+def test_batches_hold_each_text_once_one_length_and_at_most_the_budget(
+    lengths: list[int], budget: int
+) -> None:
+    batches = list(cut_batches(lengths, budget))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        sizes = [lengths[index] for index in batch]
+        assert len(set(sizes)) == 1
+        assert sum(sizes) <= budget or len(batch) == 1
+
+
+@given(lengths=st.lists(st.integers(1, 5), max_size=100), budget=st.integers(5, 50))
+def test_only_the_last_batch_of_a_length_has_room_left(lengths: list[int], budget: int) -> None:
+    batches = [(lengths[batch[0]], len(batch)) for batch in cut_batches(lengths, budget)]
+    for (length, size), (next_length, _) in pairwise(batches):
+        if length == next_length:
+            assert size == budget // length
