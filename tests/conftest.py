@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from worker.engine import Engine
 from worker.tokens import TextTokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 # Machines differ in speed: no test may depend on it.
@@ -37,6 +39,14 @@ def _own_environment(
     for name in [name for name in os.environ if name.upper().startswith("WORKER_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    logger = logging.getLogger("worker")
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.level, logger.propagate = before
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ def test_a_text_is_classified_as_if_it_were_alone(artifact: Artifact, texts: lis
 def test_scores_do_not_depend_on_the_token_budget(
     artifact: Artifact, classifier: Classifier, budget: int
 ) -> None:
-    rng = random.Random(1)
+    rng = random.Random(1)  # noqa: S311 - the same texts each time
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(0, 12))) for _ in range(300)]
     other = Classifier(artifact, memory_entries=0, token_budget=budget)
     assert raw(other.classify(texts)) == raw(classifier.classify(texts))
@@ -126,7 +126,7 @@ ODD_TEXTS = {
     "Korean": "안녕하세요",
     "Russian": "привет мир",
     "Thai": "สวัสดี",
-    "beyond the basic plane": "𝕨𝕙𝕪 🏴‍☠️ 👨‍👩‍👧",
+    "beyond the basic plane": "\U0001d568\U0001d559 🏴‍☠️ 👨‍👩‍👧",
     "noncharacters": "\ufffe\uffff\U0010ffff",
 }
 
@@ -168,18 +168,9 @@ def test_the_check_tells_a_bad_model_from_a_bad_message(poisoned_model: Path) ->
     classifier.check()
 
 
-def test_the_check_fails_where_the_model_fails_on_everything(poisoned_model: Path) -> None:
-    classifier = Classifier(load_artifact(poisoned_model))
-    (tokens,) = classifier._tokenizer.encode([POISON])
-    # The known good text, made bad: every text meets the poisoned row.
-    classifier._tokenizer = _Always(tokens)  # type: ignore[assignment]
+def test_the_check_fails_where_the_model_fails_on_everything(
+    poisoned_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.classifier._KNOWN_GOOD_TEXT", POISON)
     with pytest.raises(EngineError, match="known good text"):
-        classifier.check()
-
-
-class _Always:
-    def __init__(self, tokens: object) -> None:
-        self._tokens = tokens
-
-    def encode(self, texts: list[str]) -> list[object]:
-        return [self._tokens for _ in texts]
+        Classifier(load_artifact(poisoned_model)).check()

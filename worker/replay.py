@@ -62,34 +62,41 @@ def replay(files: ReplayFiles, settings: Settings) -> int:
     fields = _fields(settings)
     artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
     outputs = _outputs(files, sources, settings, artifact)
-    if outputs.finished:
-        _say(f"this run is finished: {_totals(outputs)}; start it anew with --overwrite")
-        return DONE
-    if outputs.totals.labelled or outputs.totals.dead_letters:
-        _say(f"continuing after {_totals(outputs)}")
-    classifier = _classifier(settings, artifact)
-    name, digest = artifact.manifest.name, artifact.digest
-    encoder = LabelEncoder(name, digest, include_text=settings.include_text)
-    transport = FileTransport(sources, fields, settings.input.max_bytes, outputs, encoder)
-    progress = _Watch(files.inputs, outputs, classifier)
+    try:
+        if outputs.finished:
+            _say(f"this run is finished: {_totals(outputs)}; start it anew with --overwrite")
+            return DONE
+        if outputs.totals.labelled or outputs.totals.dead_letters:
+            _say(f"continuing after {_totals(outputs)}")
+        name, digest = artifact.manifest.name, artifact.digest
+        encoder = LabelEncoder(name, digest, include_text=settings.include_text)
+        transport = FileTransport(sources, fields, settings.input.max_bytes, outputs, encoder)
+        return _run(files, transport, outputs, _classifier(settings, artifact))
+    finally:
+        outputs.close()
+
+
+def _run(
+    files: ReplayFiles, transport: FileTransport, outputs: Outputs, classifier: Classifier
+) -> int:
+    watch = _Watch(files.inputs, outputs, classifier)
     with StopSignal() as stop:
         try:
             ended = pipeline.run(
                 transport,
                 classifier,
-                completed=progress.completed,
+                completed=watch.completed,
                 stopping=lambda: stop.received is not None,
             )
             if ended:
                 outputs.finish()
         finally:
-            progress.close()
+            watch.close()
             classifier.close()
-            outputs.close()
     if not ended:
         _say(f"interrupted after {_totals(outputs)}; {_how_to_continue(files)}")
         return stop.exit_code
-    _say(f"done: {_totals(outputs)}, {progress.summary()}")
+    _say(f"done: {_totals(outputs)}, {watch.summary()}")
     if outputs.totals.dead_letters:
         _say(f"dead letters, with the reason for each: {_dead_letters(files)}")
         return DONE_WITH_DEAD_LETTERS

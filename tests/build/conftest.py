@@ -6,8 +6,7 @@ import json
 import os
 import random
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import pytest
 
@@ -34,11 +33,18 @@ if IS_WANTED:
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from worker.quality import Quality
 
 LABELS = ("calm", "cross", "glad")
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 PLAIN_WORDS = ("we", "you", "that", "was", "this", "game", "map", "team", "again", "today", "round")
 TELLING_WORDS = {
     "calm": ("quiet", "slow", "rest"),
@@ -48,7 +54,7 @@ TELLING_WORDS = {
 NAME_WORDS = ("tears", "joy", "red", "heart", "thumbs", "up")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = (
-    *SPECIAL,
+    *SPECIAL.values(),
     *"0123456789.,!?'-",
     *_LETTERS,
     *(f"##{letter}" for letter in _LETTERS),
@@ -56,6 +62,19 @@ VOCABULARY = (
     *(word for words in TELLING_WORDS.values() for word in words),
     *NAME_WORDS,
 )
+
+_TINY = {
+    "vocab_size": len(VOCABULARY),
+    "max_position_embeddings": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "dim": 32,
+    "hidden_dim": 64,
+}
+_PROBLEM_TYPES = {
+    Task.ONE_OF: "single_label_classification",
+    Task.SEVERAL: "multi_label_classification",
+}
 
 
 class _Skipped(pytest.Module):
@@ -73,21 +92,15 @@ def pytest_pycollect_makemodule(
 class TinyCheckpoint(Protocol):
     """Makes a checkpoint with random weights and returns its folder."""
 
-    def __call__(  # noqa: PLR0913 - the sizes of a model
+    def __call__(
         self,
         *,
         task: Task = Task.SEVERAL,
         labels: Sequence[str] = LABELS,
-        dim: int = 32,
-        hidden_dim: int = 64,
-        layers: int = 2,
-        heads: int = 4,
-        positions: int = 64,
-        vocabulary: int | None = None,
         spread: float = 0.2,
-        thresholds: dict[str, float] | None = None,
-        seed: int = 0,
-    ) -> Path: ...
+        **config: object,
+    ) -> Path:
+        """Make one; `config` is what differs from `_TINY` in its `config.json`."""
 
 
 class LabelledFiles(NamedTuple):
@@ -107,76 +120,65 @@ class Trained(NamedTuple):
 def tiny_tokenizer() -> Tokenizer:
     """Return an uncased WordPiece tokenizer of letters and a few words."""
     ids = {token: index for index, token in enumerate(VOCABULARY)}
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token=SPECIAL["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(name, ids[name]) for name in ("[CLS]", "[SEP]")]
     )
-    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_special_tokens(list(SPECIAL.values()))
     return tokenizer
 
 
-def randomize(model: torch.nn.Module, spread: float, seed: int) -> None:
+def as_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Wrap a tokenizer as transformers has them."""
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, **SPECIAL
+    )
+
+
+def randomize(model: torch.nn.Module, spread: float) -> None:
     """Give all weights random values, biases too; those of normalizations are around 1."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.normal_(std=spread, generator=generator)
-            if name.lower().endswith("norm.weight"):
-                weight += 1
+            middle = float(name.lower().endswith("norm.weight"))
+            weight.normal_(middle, spread, generator=generator)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
     """Return a factory of ordinary transformers checkpoints with random weights."""
 
-    def make(  # noqa: PLR0913 - the sizes of a model
+    def make(
         *,
         task: Task = Task.SEVERAL,
         labels: Sequence[str] = LABELS,
-        dim: int = 32,
-        hidden_dim: int = 64,
-        layers: int = 2,
-        heads: int = 4,
-        positions: int = 64,
-        vocabulary: int | None = None,
         spread: float = 0.2,
-        thresholds: dict[str, float] | None = None,
-        seed: int = 0,
+        **config: object,
     ) -> Path:
-        problem_types = {
-            Task.ONE_OF: "single_label_classification",
-            Task.SEVERAL: "multi_label_classification",
+        has: Any = {
+            **_TINY,
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+            "problem_type": _PROBLEM_TYPES[task],
+            **config,
         }
-        config = DistilBertConfig(
-            vocab_size=vocabulary or len(VOCABULARY),
-            max_position_embeddings=positions,
-            n_layers=layers,
-            n_heads=heads,
-            dim=dim,
-            hidden_dim=hidden_dim,
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-            problem_type=problem_types[task],
-            **({"thresholds": thresholds} if thresholds else {}),
-        )
-        model = DistilBertForSequenceClassification(config)
-        randomize(model, spread, seed)
+        model = DistilBertForSequenceClassification(DistilBertConfig(**has))
+        randomize(model, spread)
         folder = tmp_path_factory.mktemp("checkpoint")
         model.save_pretrained(folder)
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=tiny_tokenizer(), pad_token="[PAD]", unk_token="[UNK]"
-        )
-        tokenizer.save_pretrained(folder)
+        as_transformers(tiny_tokenizer()).save_pretrained(folder)
         return folder
 
     return make
 
 
 @pytest.fixture(scope="session")
-def artifact(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Return the prepared artifact of a tiny checkpoint."""
+def tiny_artifact(
+    tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    """Return the artifact of a tiny checkpoint."""
     return prepared(tiny_checkpoint(), tmp_path_factory.mktemp("artifact"))
 
 
@@ -196,7 +198,7 @@ def write_jsonl(path: Path, rows: Iterable[tuple[str, Sequence[str]]]) -> Path:
 
 def made_up_texts(task: Task, count: int, seed: int) -> Iterator[tuple[str, list[str]]]:
     """Make texts whose telling words say what their labels are."""
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311 - nothing secret
     for index in range(count):
         if task is Task.ONE_OF:
             labels = [LABELS[index % len(LABELS)]]
@@ -224,7 +226,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, LabelledFil
 @pytest.fixture(scope="session")
 def base(tiny_checkpoint: TinyCheckpoint) -> Path:
     """Return a small untrained base."""
-    return tiny_checkpoint(spread=0.1, seed=7)
+    return tiny_checkpoint(spread=0.1)
 
 
 @pytest.fixture(scope="session")

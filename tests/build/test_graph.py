@@ -1,3 +1,5 @@
+"""The int8 graph: near fp32, and the same bytes whatever stands beside a text."""
+
 from __future__ import annotations
 
 import shutil
@@ -7,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -33,8 +35,6 @@ POSITIONS = 64
 SIZES = st.floats(2**-100, 2**20, width=32)
 WEIGHTS = st.just(0.0) | SIZES | SIZES.map(lambda size: -size)
 MATRICES = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=WEIGHTS)
-# The sizes of distilbert-base, as its config.json has them.
-BASE_SIZES = {"dim": 768, "hidden_dim": 3072, "layers": 6, "heads": 12, "vocabulary": 30522}
 
 
 def random_ids(texts: int, tokens: int, seed: int = 0) -> NDArray[np.int64]:
@@ -59,32 +59,30 @@ def checkpoint(tiny_checkpoint: TinyCheckpoint) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def engine(artifact: Artifact) -> Engine:
-    return Engine(artifact)
+def engine(tiny_artifact: Artifact) -> Engine:
+    return Engine(tiny_artifact)
 
 
 @pytest.fixture(scope="module")
-def exact_engine(artifact: Artifact) -> Engine:
-    return Engine(artifact, exact_products=True)
+def exact_engine(tiny_artifact: Artifact) -> Engine:
+    return Engine(tiny_artifact, exact_products=True)
 
 
 @pytest.fixture(scope="module")
-def odd_engine(
-    tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory
-) -> Engine:
+def odd_engine(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """Return an engine of sizes that fill no vector register evenly."""
     labels = [f"label-{number}" for number in range(27)]
-    folder = tiny_checkpoint(labels=labels, dim=36, hidden_dim=53, layers=3)
+    folder = tiny_checkpoint(labels=labels, dim=36, hidden_dim=53, n_layers=3)
     return Engine(prepared(folder, tmp_path_factory.mktemp("odd")))
 
 
 @pytest.fixture(scope="module")
 def uncut(
-    checkpoint: Checkpoint, artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
+    checkpoint: Checkpoint, tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
 ) -> Artifact:
     folder = tmp_path_factory.mktemp("uncut")
     write_graph(folder, weights_of(checkpoint), heads=checkpoint.model.config.n_heads, cut=False)
-    return replace(artifact, folder=folder)
+    return replace(tiny_artifact, folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +100,7 @@ def test_int8_logits_differ_from_fp32_logits_by_less_than_a_tenth(
 
 
 def test_folding_biases_leaves_the_function_the_same(tiny_checkpoint: TinyCheckpoint) -> None:
-    checkpoint = Checkpoint.load(tiny_checkpoint(layers=3))
+    checkpoint = Checkpoint.load(tiny_checkpoint(n_layers=3))
     ids = random_ids(20, 17).tolist()
     before = predict_logits(checkpoint.model, ids)
     unused = ("attention.k_lin.bias", "attention.v_lin.bias", "ffn.lin2.bias")
@@ -117,7 +115,7 @@ def test_folding_biases_leaves_the_function_the_same(tiny_checkpoint: TinyCheckp
 
 
 def test_biases_that_are_not_folded_would_be_missed(tiny_checkpoint: TinyCheckpoint) -> None:
-    checkpoint = Checkpoint.load(tiny_checkpoint(layers=3))
+    checkpoint = Checkpoint.load(tiny_checkpoint(n_layers=3))
     ids = random_ids(20, 17).tolist()
     before = predict_logits(checkpoint.model, ids)
     for name, weight in checkpoint.model.state_dict().items():
@@ -135,7 +133,6 @@ def test_folding_biases_leaves_the_weights_given_alone(checkpoint: Checkpoint) -
 
 
 @given(MATRICES)
-@settings(deadline=None)
 def test_a_quantized_weight_is_off_by_half_a_step_at_most(matrix: NDArray[np.float32]) -> None:
     quantized, scales = quantize_columns(matrix)
     error = np.abs(quantized * scales.astype(np.float64) - matrix)
@@ -144,7 +141,6 @@ def test_a_quantized_weight_is_off_by_half_a_step_at_most(matrix: NDArray[np.flo
 
 
 @given(MATRICES)
-@settings(deadline=None)
 def test_the_largest_weight_of_a_column_becomes_127_or_minus_127(
     matrix: NDArray[np.float32],
 ) -> None:
@@ -154,7 +150,6 @@ def test_the_largest_weight_of_a_column_becomes_127_or_minus_127(
 
 
 @given(MATRICES, st.data())
-@settings(deadline=None)
 def test_a_column_is_quantized_by_itself(matrix: NDArray[np.float32], data: st.DataObject) -> None:
     column = data.draw(st.integers(0, matrix.shape[1] - 1))
     quantized, scales = quantize_columns(matrix)
@@ -165,13 +160,13 @@ def test_a_column_is_quantized_by_itself(matrix: NDArray[np.float32], data: st.D
 
 def test_a_column_of_zeros_has_scale_one() -> None:
     quantized, scales = quantize_columns(np.array([[0, 254], [0, -1]], dtype=np.float32))
-    assert (quantized.dtype, scales.dtype) == (np.int8, np.float32)
+    assert quantized.dtype == np.int8
+    assert scales.dtype == np.float32
     assert quantized.tolist() == [[0, 127], [0, 0]]
     assert scales.tolist() == [1, 2]
 
 
 @given(ids=BATCHES)
-@settings(deadline=None)
 def test_logits_of_a_text_are_the_same_bytes_alone_and_in_any_batch(
     engine: Engine, ids: NDArray[np.int64]
 ) -> None:
@@ -180,7 +175,6 @@ def test_logits_of_a_text_are_the_same_bytes_alone_and_in_any_batch(
 
 
 @given(ids=BATCHES)
-@settings(deadline=None)
 def test_sizes_that_fill_no_vector_evenly_give_the_same_bytes_too(
     odd_engine: Engine, ids: NDArray[np.int64]
 ) -> None:
@@ -189,7 +183,6 @@ def test_sizes_that_fill_no_vector_evenly_give_the_same_bytes_too(
 
 
 @given(ids=BATCHES, random=st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_the_order_of_a_batch_decides_nothing(
     engine: Engine, ids: NDArray[np.int64], random: Random
 ) -> None:
@@ -198,7 +191,6 @@ def test_the_order_of_a_batch_decides_nothing(
 
 
 @given(ids=BATCHES)
-@settings(deadline=None)
 def test_carrying_all_tokens_through_the_last_layer_gives_the_same_bytes(
     engine: Engine, uncut_engine: Engine, ids: NDArray[np.int64]
 ) -> None:
@@ -206,17 +198,16 @@ def test_carrying_all_tokens_through_the_last_layer_gives_the_same_bytes(
 
 
 def test_cutting_the_last_layer_alters_the_graph_and_not_its_weights(
-    artifact: Artifact, uncut: Artifact
+    tiny_artifact: Artifact, uncut: Artifact
 ) -> None:
-    assert file_sha256(uncut.folder / GRAPH_FILE) != artifact.manifest.files[GRAPH_FILE]
-    assert file_sha256(uncut.folder / WEIGHTS_FILE) == artifact.manifest.files[WEIGHTS_FILE]
+    assert file_sha256(uncut.folder / GRAPH_FILE) != tiny_artifact.manifest.files[GRAPH_FILE]
+    assert file_sha256(uncut.folder / WEIGHTS_FILE) == tiny_artifact.manifest.files[WEIGHTS_FILE]
 
 
 @pytest.mark.skipif(
     int8_products_saturate(), reason="the quick int8 products of this CPU clip their sums"
 )
 @given(ids=BATCHES)
-@settings(deadline=None)
 def test_exact_products_give_the_same_bytes(
     engine: Engine, exact_engine: Engine, ids: NDArray[np.int64]
 ) -> None:
@@ -226,7 +217,9 @@ def test_exact_products_give_the_same_bytes(
 @pytest.fixture
 def base_folder(tiny_checkpoint: TinyCheckpoint) -> Iterator[Path]:
     """Return a checkpoint of the size of distilbert-base: too big to be kept after the test."""
-    folder = tiny_checkpoint(spread=0.03, **BASE_SIZES)
+    folder = tiny_checkpoint(
+        spread=0.03, dim=768, hidden_dim=3072, n_layers=6, n_heads=12, vocab_size=30522
+    )
     yield folder
     shutil.rmtree(folder)
 

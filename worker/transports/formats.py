@@ -155,22 +155,29 @@ class InputFile:
         self._pushed_back: deque[Line] = deque()
         try:
             self._file = _open(path)
+        except OSError as error:
+            raise _cannot_read(path, error) from None
+        try:
             self._lines = LineReader(self._file, limit, FilePosition())
             self.decode = self._decoder(fields)
             if start.offset:
                 self._file.seek(start.offset)
                 self._lines = LineReader(self._file, limit, start)
         except _UNREADABLE as error:
+            self.close()
             raise _cannot_read(path, error) from None
+        except WorkerError:
+            self.close()
+            raise
 
     def ready(self) -> bool:
         """Tell whether the next record can be had without waiting."""
         return bool(self._pushed_back) or self._lines.ready()
 
     def bytes_read(self) -> int:
-        """Return how many bytes of the file, packed where it is, were read."""
+        """Return how many bytes of the file, packed where it is, were read; 0 for a pipe."""
         packed = getattr(self._file, "fileobj", self._file)
-        return int(packed.tell())
+        return int(packed.tell()) if packed.seekable() else 0
 
     def rows(self) -> Iterator[Line]:
         """Yield records; blank lines are none, except in plain text.

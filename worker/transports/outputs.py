@@ -111,7 +111,7 @@ class Outputs(Protocol):
         """
 
     def finish(self) -> None:
-        """Note that all inputs are done, and close."""
+        """Note that all inputs are done."""
 
     def close(self) -> None:
         """Close the files."""
@@ -153,9 +153,8 @@ class StreamedOutputs:
         self.totals = _add(self.totals, labels, letters)
 
     def finish(self) -> None:
-        """Note that all inputs are done, and close."""
+        """Note that all inputs are done."""
         self.finished = True
-        self.close()
 
     def close(self) -> None:
         """Close the files; standard output stays open."""
@@ -213,9 +212,8 @@ class CheckpointedOutputs:
             raise
 
     def finish(self) -> None:
-        """Note that all inputs are done, and close."""
+        """Note that all inputs are done."""
         self._advance(finished=True)
-        self.close()
 
     def close(self) -> None:
         """Close the files, and let other runs have them."""

@@ -1,0 +1,91 @@
+"""The loop: outcomes in order, bad messages isolated, chunks abandoned and done again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import POISON
+from worker import pipeline
+from worker.artifact import load_artifact
+from worker.classifier import Classifier
+from worker.codec import decode_text
+from worker.errors import EngineError
+from worker.messages import DeadLetter, ErrorKind, Labelled, Outcome, Place, Record
+from worker.transports.memory import MemoryTopic, MemoryTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+def test_all_records_of_a_topic_are_labelled(classifier: Classifier) -> None:
+    topic = MemoryTopic([[b"gg", b"\xff", b"wp"], [b"lol"]])
+    chunks: list[int] = []
+    ended = pipeline.run(
+        MemoryTransport(topic, decode_text, chunk_records=2),
+        classifier,
+        completed=lambda _, outcomes: chunks.append(len(outcomes)),
+        stopping=lambda: False,
+    )
+    assert ended
+    assert chunks == [2, 2]
+    kinds = [getattr(outcome, "kind", "labelled") for outcome in topic.outcomes]
+    assert sorted(kinds) == ["labelled", "labelled", "labelled", ErrorKind.NOT_UTF8]
+
+
+def test_it_stops_between_two_chunks_when_asked(classifier: Classifier) -> None:
+    topic = MemoryTopic([[b"gg"] * 10])
+    transport = MemoryTransport(topic, decode_text, chunk_records=3)
+    ended = pipeline.run(
+        transport, classifier, completed=lambda *_: None, stopping=lambda: len(topic.outcomes) >= 6
+    )
+    assert not ended
+    assert topic.committed == {0: 6}
+
+
+def test_an_abandoned_chunk_is_told_of_and_done_again(
+    classifier: Classifier, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = MemoryTopic([[b"gg", b"wp", b"lol"]])
+    transport = MemoryTransport(topic, decode_text)
+    others: list[MemoryTransport] = []
+    classify = classifier.classify
+
+    def while_another_comes_and_goes(texts: Sequence[str]) -> Any:
+        if not others:
+            others.append(MemoryTransport(topic, decode_text))
+            others[0].close()
+        return classify(texts)
+
+    classifier.classify = while_another_comes_and_goes  # type: ignore[method-assign]
+    assert pipeline.run(transport, classifier, completed=lambda *_: None, stopping=lambda: False)
+    texts = [outcome.event.text for outcome in topic.outcomes if isinstance(outcome, Labelled)]
+    assert texts == ["gg", "wp", "lol"]
+    assert "chunk abandoned" in caplog.text
+
+
+def label_texts(classifier: Classifier, texts: Sequence[str]) -> list[Outcome]:
+    records = [Record(text.encode(), Place("test", n)) for n, text in enumerate(texts, 1)]
+    return pipeline.label(classifier, [decode_text(record) for record in records])
+
+
+@pytest.mark.parametrize("bad", [{0}, {9}, {3, 4}, {0, 5, 9}, set(range(10))])
+def test_only_the_messages_that_the_model_cannot_score_become_dead_letters(
+    poisoned_model: Path, classifier: Classifier, bad: set[int]
+) -> None:
+    texts = [f"{POISON} {n}" if n in bad else f"horse {n}" for n in range(10)]
+    outcomes = label_texts(Classifier(load_artifact(poisoned_model)), texts)
+    assert {n for n, o in enumerate(outcomes) if isinstance(o, DeadLetter)} == bad
+    assert all(o.kind == ErrorKind.ENGINE for o in outcomes if isinstance(o, DeadLetter))
+    good = [o.classification for o in outcomes if isinstance(o, Labelled)]
+    assert good == classifier.classify([t for n, t in enumerate(texts) if n not in bad])
+
+
+def test_a_model_that_fails_on_everything_makes_no_dead_letters(
+    poisoned_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.classifier._KNOWN_GOOD_TEXT", POISON)
+    with pytest.raises(EngineError, match="fails on a known good text"):
+        label_texts(Classifier(load_artifact(poisoned_model)), [f"{POISON} again"])
