@@ -1,0 +1,52 @@
+# One command to see it work, one to test it, one to make the model again.
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test model clean
+
+# Labels a chat, with what running needs and nothing more.
+demo: $(VENV)/.runtime
+	@echo "Labelling examples/chat.jsonl: 314 lines, of which 8 are broken on purpose."
+	@$(VENV)/bin/worker replay examples/chat.jsonl -o build/demo/labels.jsonl \
+		--include-text --overwrite --log-level warning || test $$? -eq 3
+	@echo
+	@$(VENV)/bin/worker view build/demo/labels.jsonl
+	@echo
+	@echo "The 8 broken lines are in build/demo/labels.jsonl.dead.jsonl, each with the reason:"
+	@echo "that is the expected end."
+
+# Lint, types and tests; installs all they need, torch included (5 GB).
+test: $(VENV)/.all
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest --cov
+
+# Makes the built-in model again: make model DATA=folder with GoEmotions' ekman files.
+model: $(VENV)/.all
+	test -n "$(DATA)"
+	rm -rf build/emotion worker/models/emotion
+	$(VENV)/bin/worker finetune --train $(DATA)/train.tsv --dev $(DATA)/dev.tsv \
+		--label-names $(DATA)/labels.txt -o build/emotion
+	$(VENV)/bin/worker prepare build/emotion -o worker/models/emotion --max-tokens 256 \
+		--eval $(DATA)/dev.tsv --label-names $(DATA)/labels.txt
+	$(VENV)/bin/worker evaluate worker/models/emotion $(DATA)/test.tsv \
+		--label-names $(DATA)/labels.txt
+
+clean:
+	rm -rf build $(VENV)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable .
+	@mkdir -p build/demo
+	@touch $@
+
+$(VENV)/.all: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[build,dev]'
+	@mkdir -p build/demo
+	@touch $@ $(VENV)/.runtime
