@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from worker.artifact import BUILT_IN_MODEL, MANIFEST_FILE, Artifact, load_artifact
 from worker.errors import ArtifactError, ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -58,7 +60,7 @@ def test_a_manifest_that_is_none_is_an_error(model_copy: Path, content: str) -> 
 
 def test_a_manifest_of_the_future_says_to_update(model_copy: Path) -> None:
     edit(model_copy, schema_version=2)
-    with pytest.raises(ArtifactError, match="schema version .* update the worker"):
+    with pytest.raises(ArtifactError, match=r"schema version .* update the worker"):
         load_artifact(model_copy)
 
 

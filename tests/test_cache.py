@@ -7,8 +7,7 @@ import pickle
 import sqlite3
 import stat
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +16,9 @@ from hypothesis import strategies as st
 from worker.artifact import Artifact
 from worker.cache import DiskCache, MemoryCache, text_key, tokens_key
 from worker.classifier import Classifier
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MEGABYTE = 2**20
 BYTES = st.binary(min_size=1, max_size=40)

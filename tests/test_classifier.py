@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from tests.conftest import POISON
 from worker import Classifier
 from worker.artifact import Artifact, load_artifact
-from worker.classifier import Classification
 from worker.errors import EngineError
+
+if TYPE_CHECKING:
+    from worker.classifier import Classification
 
 WORDS = ["gg", "wp", "lol", "why", "noob", "thanks", "hate", "love", "this", "map", "😂", "!", "?"]
 MESSAGES = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
@@ -61,7 +64,7 @@ def test_scores_do_not_depend_on_the_token_budget(
 
 
 def test_memory_and_disk_give_the_same_bytes_as_the_engine(
-    artifact: Artifact, classifier: Classifier, tmp_path: Path
+    classifier: Classifier, tmp_path: Path
 ) -> None:
     texts = [f"message {number} 😂" for number in range(100)]
     expected = raw(classifier.classify(texts))

@@ -6,7 +6,7 @@ import base64
 import decimal
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from worker.codec import Decoder
-    from worker.messages import Json
+
+    Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
 PLACE = Place("chat.jsonl", 7)
 MARKER = "tulip"
@@ -68,7 +69,7 @@ def letter_of(value: bytes | str, decoder: Decoder = JSON_DECODER) -> DeadLetter
 def labelled(
     text: str = "gg",
     event_id: str | int = "m-1",
-    kept: Mapping[str, Json] | None = None,
+    kept: Mapping[str, str] | None = None,
     scores: Mapping[str, float] | None = None,
 ) -> Labelled:
     event = Event(record("{}"), event_id, text, kept or {})
@@ -170,7 +171,7 @@ def test_the_fields_to_read_can_be_named() -> None:
 def test_fields_to_keep_are_kept_where_there_are_any_and_no_others() -> None:
     decoder = json_decoder(Fields(keep=("user", "at", "absent")))
     event = event_of('{"text": "a", "at": null, "user": {"id": [1, 2.5]}, "room": "b"}', decoder)
-    assert event.kept == {"user": {"id": [1, 2.5]}, "at": None}
+    assert event.kept == {"user": '{"id":[1,2.5]}', "at": "null"}
 
 
 def test_a_text_record_is_its_text_named_by_its_place() -> None:
@@ -183,7 +184,7 @@ def test_a_text_record_is_its_text_named_by_its_place() -> None:
 def test_a_row_is_read_under_its_header() -> None:
     decoder = row_decoder(["room", "text", "id"], Fields(keep=("room",)), ",")
     event = event_of('lobby,"gg, ""wp""\nall",m-1', decoder)
-    assert (event.id, event.text, event.kept) == ("m-1", 'gg, "wp"\nall', {"room": "lobby"})
+    assert (event.id, event.text, event.kept) == ("m-1", 'gg, "wp"\nall', {"room": '"lobby"'})
 
 
 def test_a_row_with_an_empty_id_is_named_by_its_place() -> None:
@@ -251,7 +252,7 @@ def test_no_record_raises_whatever_its_bytes(value: bytes) -> None:
 
 
 def test_a_labelled_event_is_one_object_whose_fields_have_an_order() -> None:
-    line = encode(labelled("gg ☀️", kept={"room": "lobby"}), include_text=True)
+    line = encode(labelled("gg ☀️", kept={"room": '"lobby"'}), include_text=True)
     assert line.decode() == (
         '{"id":"m-1","labels":["joy"],"scores":{"anger":0.25,"joy":0.5},'
         '"model":"emotion","digest":"0a1b","room":"lobby","text":"gg ☀️"}'
@@ -282,9 +283,6 @@ def test_kept_fields_come_out_as_they_came_in(content: dict[str, Json]) -> None:
     assert repr([output[name] for name in names]) == repr([content[name] for name in names])
 
 
-@pytest.mark.xfail(
-    raises=RecursionError, reason="bug: decoding takes deeper nesting than encoding can write"
-)
 def test_whatever_nesting_can_be_read_can_be_written() -> None:
     decoder = json_decoder(Fields(keep=("x",)))
     limit = sys.getrecursionlimit()
@@ -304,12 +302,12 @@ def test_whatever_nesting_can_be_read_can_be_written() -> None:
 def test_any_text_comes_out_as_one_line_of_utf8_json_that_reads_back_the_same(
     text: str, event_id: str, name: str, value: str
 ) -> None:
-    kept: dict[str, Json] = {} if name in OUTPUT_FIELDS else {name: value}
+    kept = {} if name in OUTPUT_FIELDS else {name: json.dumps(value)}
     line = encode(labelled(text, event_id, kept), include_text=True)
     assert b"\n" not in line
     output = json.loads(line.decode("utf-8"))
     assert (output["text"], output["id"]) == (text, event_id)
-    assert {name: output[name] for name in kept} == kept
+    assert {name: json.dumps(output[name]) for name in kept} == kept
 
 
 def test_only_halves_of_surrogate_pairs_are_escaped() -> None:

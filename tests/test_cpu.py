@@ -57,28 +57,6 @@ def test_cpuinfo_that_is_not_utf8_is_read_all_the_same(machine: Machine, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("architecture", "cpuinfo", "saturates"),
-    [
-        ("x86_64", X86.format(""), True),
-        ("x86_64", X86.format(" avx512f avx512bw"), True),
-        ("x86_64", X86.format(" avx512f avx512_vnni"), False),
-        ("x86_64", X86.format(" avx_vnni"), False),
-        ("x86_64", X86.format(" amx_int8"), False),
-        ("AMD64", X86.format(""), True),
-        ("i686", X86.format(""), True),
-        ("x86_64", None, True),
-        ("aarch64", ARM.format(""), False),
-        ("aarch64", None, False),
-    ],
-)
-def test_int8_products_saturate_on_x86_unless_it_is_known_to_have_vnni_or_amx(
-    machine: Machine, architecture: str, cpuinfo: str | None, *, saturates: bool
-) -> None:
-    machine(architecture, cpuinfo)
-    assert cpu.int8_products_saturate() is saturates
-
-
-@pytest.mark.parametrize(
     ("flags", "multiplies"), [("", False), (" avx512_bf16", True), (" amx_bf16", True)]
 )
 def test_bf16_products_need_their_own_instructions(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +15,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import POISON, sign
 from worker.artifact import MANIFEST_FILE, load_artifact
-from worker.cpu import int8_products_saturate
-from worker.engine import Engine
+from worker.engine import Engine, int8_products_saturate
 from worker.errors import ArtifactError, EngineError
 from worker.tokens import TextTokenizer
 
@@ -61,6 +63,23 @@ def test_the_path_for_cpus_without_vnni_gives_the_same_bits(
     exact = Engine(artifact, exact_products=True)
     batch = np.random.default_rng(0).integers(1000, 30_000, (16, 9))
     assert exact.run(batch).tobytes() == engine.run(batch).tobytes()
+
+
+@pytest.mark.skipif(not shutil.which("qemu-x86_64"), reason="needs Debian's qemu-user")
+def test_a_cpu_without_vnni_is_recognized_and_gives_the_same_bits(
+    engine: Engine, tmp_path: Path
+) -> None:
+    batch = np.random.default_rng(0).integers(1000, 30_000, (3, 7))
+    np.save(tmp_path / "batch.npy", batch)
+    program = (
+        "import numpy as np, worker.artifact as a, worker.engine as e;"
+        "engine = e.Engine(a.load_artifact(a.BUILT_IN_MODEL));"
+        "assert engine.exact_products;"
+        "np.save('logits.npy', engine.run(np.load('batch.npy')))"
+    )
+    command = ["qemu-x86_64", "-cpu", "Haswell", sys.executable, "-c", program]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert np.load(tmp_path / "logits.npy").tobytes() == engine.run(batch).tobytes()
 
 
 def test_the_engine_runs_on_one_thread(engine: Engine) -> None:

@@ -264,7 +264,6 @@ def test_a_wrong_value_that_a_flag_replaces_is_none() -> None:
     assert settings.cache.disk_bytes == 2_000_000
 
 
-@pytest.mark.xfail(reason="bug: with --config, the file is blamed for a table in the environment")
 @environ(
     {"WORKER_THRESHOLDS": '{"joy": 7}'},
     {"WORKER_CACHE": '{"disk_bytes": 7}'},

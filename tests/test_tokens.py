@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.artifact import Artifact
 from worker.tokens import TextTokenizer, cut_batches
+
+if TYPE_CHECKING:
+    from worker.artifact import Artifact
 
 
 @pytest.fixture(scope="session")

@@ -170,6 +170,9 @@ class DiskCache:
         except queue.Full:
             return
         self._thread.join(_CLOSE_SECONDS)
+        if self._cache is not None:
+            # Each thread has a connection of its own.
+            self._cache.close()
 
     def _open_and_write(self) -> None:
         try:

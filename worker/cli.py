@@ -38,6 +38,7 @@ Exit codes:
   3    done, but some records became dead letters
   130  interrupted by SIGINT (143: SIGTERM), and ready to be continued
 """
+_BUILD_PACKAGES: Final = ("accelerate", "emoji", "onnx", "safetensors", "torch", "transformers")
 _FAILED: Final = 1
 _WRONG_USAGE: Final = 2
 _INTERRUPTED: Final = 130
@@ -45,16 +46,24 @@ _INTERRUPTED: Final = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read standard output has seen enough; Python must not complain of it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options))
     except WorkerError as error:
         print(f"worker: {error}", file=sys.stderr)
         return _WRONG_USAGE if isinstance(error, ConfigurationError) else _FAILED
-    except BrokenPipeError:
-        # Whoever read standard output has seen enough; Python must not complain of it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
     except KeyboardInterrupt:
         print("worker: interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -170,7 +179,7 @@ def _labelled_format(options: argparse.Namespace) -> LabelledFormat:
 def _need_build_extra() -> None:
     from importlib.util import find_spec
 
-    if any(find_spec(name) is None for name in ("torch", "transformers", "accelerate", "onnx")):
+    if any(find_spec(name) is None for name in _BUILD_PACKAGES):
         raise ConfigurationError(
             "building a model needs packages that running one does not",
             "install the extra: pip install -c constraints.txt '.[build]'",

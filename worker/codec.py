@@ -7,7 +7,7 @@ import csv
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
@@ -15,8 +15,6 @@ from worker.messages import DeadLetter, ErrorKind, Event, Labelled, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    from worker.messages import Json
 
     Decoder: TypeAlias = Callable[[Record], Event | DeadLetter]
 
@@ -51,10 +49,10 @@ class LabelEncoder:
             f'{{"id":{_dump(event.id)},"labels":{_dump(result.labels)},"scores":{{{scores}}},'
             f'"model":{_dump(self.model)},"digest":{_dump(self.digest)}'
         )
-        extra: dict[str, Json] = dict(event.kept)
+        extra = dict(event.kept)
         if self.include_text:
-            extra["text"] = event.text
-        return _utf8(line + "".join(f",{_dump(k)}:{_dump(v)}" for k, v in extra.items()) + "}")
+            extra["text"] = _dump(event.text)
+        return _utf8(line + "".join(f",{_dump(k)}:{v}" for k, v in extra.items()) + "}")
 
 
 def encode_dead_letter(letter: DeadLetter) -> bytes:
@@ -63,7 +61,7 @@ def encode_dead_letter(letter: DeadLetter) -> bytes:
     The original bytes stand in `value`, or in `value_base64` where they are not UTF-8.
     """
     place = letter.record.place
-    content: dict[str, Json] = {
+    content: dict[str, object] = {
         "source": place.source,
         "line": place.line,
         "kind": letter.kind,
@@ -98,7 +96,11 @@ def json_decoder(fields: Fields) -> Decoder:
             return DeadLetter(record, ErrorKind.NOT_JSON, "the record is not valid JSON")
         if not isinstance(content, dict):
             return DeadLetter(record, ErrorKind.NOT_JSON, "the record is not a JSON object")
-        return _event(record, content, fields)
+        try:
+            return _event(record, content, fields)
+        except RecursionError:
+            reason = "a field to keep is nested too deeply"
+            return DeadLetter(record, ErrorKind.NOT_JSON, reason)
 
     return decode
 
@@ -137,7 +139,7 @@ def split_row(row: bytes, delimiter: str) -> list[str]:
     return rows[0] if rows else [""]
 
 
-def _event(record: Record, content: Mapping[str, Json], fields: Fields) -> Event | DeadLetter:
+def _event(record: Record, content: Mapping[str, Any], fields: Fields) -> Event | DeadLetter:
     text = content.get(fields.text)
     if not isinstance(text, str):
         problem = "is not a string" if fields.text in content else "is missing"
@@ -149,7 +151,7 @@ def _event(record: Record, content: Mapping[str, Json], fields: Fields) -> Event
     if isinstance(event_id, bool) or not isinstance(event_id, str | int):
         reason = f"the field '{fields.id}' is neither a string nor an integer"
         return DeadLetter(record, ErrorKind.BAD_ID, reason)
-    kept = {name: content[name] for name in fields.keep if name in content}
+    kept = {name: _dump(content[name]) for name in fields.keep if name in content}
     return Event(record, event_id, text, kept)
 
 

@@ -6,10 +6,10 @@ import platform
 from functools import lru_cache
 from pathlib import Path
 
-_X86 = ("x86_64", "amd64", "i386", "i686")
-_INT8_DOT_PRODUCT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 _BF16_DOT_PRODUCT = frozenset({"avx512_bf16", "amx_bf16"})
-_DECIDES_ROUNDING = frozenset({"avx2", "fma", "avx512f", "asimd", "sve"}) | _INT8_DOT_PRODUCT
+_DECIDES_ROUNDING = frozenset(
+    {"avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "sve"}
+)
 
 
 @lru_cache(maxsize=1)
@@ -24,15 +24,6 @@ def cpu_flags() -> frozenset[str]:
         if name.strip() in {"flags", "Features"}:
             return frozenset(value.split())
     return frozenset()
-
-
-def int8_products_saturate() -> bool:
-    """Tell whether u8 x s8 matrix products of this CPU clip their 16-bit sums.
-
-    True on x86 without VNNI or AMX (onnxruntime's quantization guide), and where nothing is known
-    of an x86 CPU: the exact path is slower, but never wrong.
-    """
-    return platform.machine().lower() in _X86 and not cpu_flags() & _INT8_DOT_PRODUCT
 
 
 def multiplies_bf16() -> bool:

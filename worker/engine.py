@@ -5,13 +5,14 @@ Bit-exact: the logits of a text are the same bytes whatever else is in its batch
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import onnxruntime as ort
 
 from worker.artifact import GRAPH_FILE
-from worker.cpu import int8_products_saturate
 from worker.errors import ArtifactError, EngineError
 
 if TYPE_CHECKING:
@@ -22,6 +23,21 @@ if TYPE_CHECKING:
 # Far slower than the plain nodes they replace (docs/design.md, "Engine").
 _SLOW_FUSIONS: Final = ["SkipLayerNormFusion", "BiasGeluFusion"]
 _ERRORS_ONLY: Final = 3
+PROBE_FILE: Final = Path(__file__).with_name("saturation.onnx")
+PROBE_SHAPE: Final = (64, 16)
+
+
+@lru_cache(maxsize=1)
+def int8_products_saturate() -> bool:
+    """Tell whether onnxruntime's u8 x s8 products clip their 16-bit sums here.
+
+    They do on x86 without VNNI or AMX (onnxruntime's quantization guide). Tried with the largest
+    numbers there are, because what a CPU or an emulator says of itself need not be so.
+    """
+    session = ort.InferenceSession(PROBE_FILE, _session_options(), ["CPUExecutionProvider"])
+    rows, _ = PROBE_SHAPE
+    (product,) = session.run(None, {"activations": np.full((4, rows), 255, dtype=np.uint8)})
+    return bool((product != rows * 255 * 127).any())
 
 
 class Engine:
@@ -38,13 +54,7 @@ class Engine:
 
         """
         self.exact_products = int8_products_saturate() if exact_products is None else exact_products
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Patterns are planned by shape: with ever new shapes they only cost memory.
-        options.enable_mem_pattern = False
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.log_severity_level = _ERRORS_ONLY
+        options = _session_options()
         if self.exact_products:
             options.add_session_config_entry("session.x64quantprecision", "1")
         path = artifact.folder / GRAPH_FILE
@@ -86,3 +96,14 @@ class Engine:
                 "labels need",
                 "prepare the model anew",
             )
+
+
+def _session_options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Patterns are planned by shape: with ever new shapes they only cost memory.
+    options.enable_mem_pattern = False
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = _ERRORS_ONLY
+    return options

@@ -50,14 +50,15 @@ def read_labelled(path: Path, form: LabelledFormat) -> list[LabelledText]:
     examples = []
     number = 0
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        # Bytes that are not UTF-8 stay visible until their line is reached, to name it.
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             for number, text, labels in _rows(path, file, form, names):
-                if not isinstance(text, str) or labels is None:
+                if not isinstance(text, str) or labels is None or not _is_unicode(text):
                     raise _bad_line(path, number, form)
                 examples.append(LabelledText(text, frozenset(labels)))
     except OSError as error:
         raise LabelledDataError(f"cannot read {path}: {error.strerror}", "check the path") from None
-    except (UnicodeDecodeError, csv.Error, ValueError):
+    except (csv.Error, ValueError, RecursionError):
         raise _bad_line(path, number + 1, form) from None
     if not examples:
         raise LabelledDataError(f"{path} holds no labelled text", "check that it is the right file")
@@ -75,6 +76,8 @@ def _rows(
     if path.suffix in {".jsonl", ".ndjson", ".json"}:
         for number, line in enumerate(file, 1):
             row = json.loads(line)
+            if not isinstance(row, dict):
+                raise _bad_line(path, number, form)
             yield number, row.get(form.text_field), _label_list(row.get(form.label_field))
         return
     reader = _table(path, file)
@@ -94,6 +97,14 @@ def _table(path: Path, file: TextIO) -> csv.DictReader[str]:
     )
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _label_list(value: object) -> list[str] | None:
     labels = [value] if isinstance(value, str) else value
     if isinstance(labels, list) and all(isinstance(label, str) for label in labels):
@@ -110,9 +121,10 @@ def _index(number: str, count: int) -> int:
 
 def _read_names(path: Path) -> list[str]:
     try:
-        names = path.read_text(encoding="utf-8").split()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         raise LabelledDataError(f"cannot read the label names in {path}") from None
+    names = [line.strip() for line in lines if line.strip()]
     if not names or len(set(names)) != len(names):
         raise LabelledDataError(f"{path} must hold distinct label names, one a line")
     return names

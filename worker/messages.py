@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from worker.classifier import Classification
 
-    Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
-
 
 class ErrorKind(StrEnum):
     """Why a record became a dead letter."""
@@ -52,12 +50,12 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A chat message; `kept` are the fields that go through to the output."""
+    """A chat message; `kept` are the fields that go through to the output, as JSON."""
 
     record: Record
     id: str | int
     text: str
-    kept: Mapping[str, Json] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

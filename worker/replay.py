@@ -171,7 +171,7 @@ def _classifier(settings: Settings, artifact: Artifact) -> Classifier:
         "model loaded",
         model=artifact.manifest.name,
         digest=artifact.digest,
-        int8_products="u8 x u8, exact, slower" if classifier.engine.exact_products else "VNNI",
+        int8_products="u8 x u8, slower" if classifier.engine.exact_products else "u8 x s8",
     )
     return classifier
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -99,6 +100,7 @@ class Settings(BaseSettings):
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,
+        env_ignore_empty=True,
     )
 
     model: Annotated[Path | None, Field(description="a model folder; by default the built-in")] = (
@@ -159,14 +161,14 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
 
 def warn_of_unknown_variables() -> None:
     """Log a warning for each WORKER_* variable that is no setting, with the nearest that is."""
-    known = list(setting_variables())
+    known = [name.removeprefix(PREFIX) for name in setting_variables()]
     for name in sorted(os.environ):
-        variable = name.upper()
-        if not variable.startswith(PREFIX) or KUBERNETES.fullmatch(variable):
+        if not name.upper().startswith(PREFIX) or KUBERNETES.fullmatch(name.upper()):
             continue
-        if variable in known or variable.startswith(f"{PREFIX}THRESHOLDS{NESTING}"):
+        setting = name.upper().removeprefix(PREFIX)
+        if setting in known or setting.startswith(f"THRESHOLDS{NESTING}"):
             continue
-        nearest = difflib.get_close_matches(variable, known, n=1)
+        nearest = [PREFIX + match for match in difflib.get_close_matches(setting, known, n=1)]
         log.warning("unknown environment variable", name=name, nearest=next(iter(nearest), None))
 
 
@@ -204,13 +206,12 @@ def _explain(
 ) -> ConfigurationError:
     """Say which setting is wrong, and where it was set; the value is not repeated."""
     name = ".".join(str(part) for part in location)
-    variable = PREFIX + NESTING.join(str(part) for part in location).upper()
     if _has(flags, location):
         source = "on the command line"
-    elif variable in {known.upper() for known in os.environ}:
+    elif variable := _variable_of(location):
         source = f"in the environment ({variable})"
     else:
-        source = f"in {config}" if config else f"in the environment ({variable} or above it)"
+        source = f"in {config}"
     if kind == "extra_forbidden":
         settings = [".".join(path) for path in _paths(Settings)]
         nearest = difflib.get_close_matches(name, settings, n=1)
@@ -221,8 +222,23 @@ def _explain(
     )
 
 
-def _has(flags: Mapping[str, Any], location: tuple[int | str, ...]) -> bool:
-    value: Any = flags
+def _variable_of(location: tuple[int | str, ...]) -> str | None:
+    """Return the environment variable that sets a setting, by itself or in the JSON of a group."""
+    values = {name.upper(): value for name, value in os.environ.items()}
+    for length in range(len(location), 0, -1):
+        variable = PREFIX + NESTING.join(str(part) for part in location[:length]).upper()
+        if variable not in values:
+            continue
+        try:
+            content = json.loads(values[variable])
+        except ValueError:
+            content = values[variable]
+        if length == len(location) or _has(content, location[length:]):
+            return variable
+    return None
+
+
+def _has(value: Any, location: tuple[int | str, ...]) -> bool:  # noqa: ANN401 - JSON
     for part in location:
         if isinstance(value, dict) and part in value:
             value = value[part]

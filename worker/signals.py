@@ -36,6 +36,5 @@ class StopSignal:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the handler's form
         self.received = number
-        signal.signal(
-            number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
-        )
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import unicodedata
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 _LABELS_WIDTH: Final = 22
 _TEXT_WIDTH: Final = 90
+_TURNS_TEXT_AROUND: Final = frozenset(
+    ["LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"]
+)
 
 
 def view(path: str) -> None:
@@ -23,12 +27,16 @@ def view(path: str) -> None:
         WorkerError: the file cannot be read, or is not what `worker replay --include-text` writes.
 
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that is not UTF-8 shows what it can.
+        sys.stdout.reconfigure(errors="replace")
     for number, line in enumerate(_lines(path), 1):
         try:
             message = json.loads(line)
             labels, text = message["labels"], message["text"]
-            print(f"{', '.join(labels) or '-':<{_LABELS_WIDTH}} {printable(text)}")
-        except (ValueError, TypeError, KeyError):
+            given = printable(", ".join(labels)) or "-"
+            print(f"{given:<{_LABELS_WIDTH}} {printable(text)}")
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise WorkerError(
                 f"{path}, line {number} holds no labels with their text",
                 "write it with: worker replay --include-text",
@@ -36,11 +44,16 @@ def view(path: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Return a text fit for a terminal: one line, not too long, no control characters."""
-    clean = "".join(
-        " " if unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"} else char for char in text
-    )
+    """Return a text fit for a terminal: one line, not too long, nothing that controls it."""
+    clean = "".join(" " if _controls(char) else char for char in text)
     return clean if len(clean) <= _TEXT_WIDTH else f"{clean[: _TEXT_WIDTH - 1]}…"
+
+
+def _controls(char: str) -> bool:
+    return (
+        unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"}
+        or unicodedata.bidirectional(char) in _TURNS_TEXT_AROUND
+    )
 
 
 def _lines(path: str) -> Iterator[bytes]:

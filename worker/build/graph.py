@@ -68,6 +68,13 @@ def write_graph(folder: Path, weights: Weights, *, heads: int, cut: bool = True)
     graph.save(folder)
 
 
+def serialize(graph: onnx.GraphProto) -> bytes:
+    """Return a graph as a model; the same graph gives the same bytes."""
+    imports = [helper.make_opsetid("", _OPSET), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
 def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Quantize a matrix [in, out] symmetrically: int8 [in, out], and float32 scales [out]."""
     scales = np.abs(weight).max(axis=0) / np.float32(_INT8_MAX)
@@ -144,9 +151,7 @@ class _Graph:
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels])],
             tensors,
         )
-        imports = [helper.make_opsetid("", _OPSET), helper.make_opsetid("com.microsoft", 1)]
-        model = helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION)
-        (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        (folder / GRAPH_FILE).write_bytes(serialize(graph))
 
 
 class _Rows:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CHUNK_RECORDS: Final = 2048
 CHUNK_BYTES: Final = 256 * 2**10
+IDLE_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,10 @@ class FileTransport:
         self._encoder = encoder
 
     def chunks(self) -> Iterator[FileChunk]:
-        """Hand out chunks until the inputs end; a pipe's as soon as it has nothing more to read.
+        """Hand out chunks until the inputs end.
+
+        A pipe's chunk ends where there is nothing more to read just now; an idle pipe gives empty
+        chunks.
 
         Raises:
             WorkerError: an input cannot be read.
@@ -67,7 +71,8 @@ class FileTransport:
         while (position := self._outputs.position).input < len(self._sources):
             file = self._open(position)
             try:
-                for chunk in self._chunks_of(file, position.input):
+                for chunk in self._chunks_of(file, position):
+                    yield chunk
                     while self._outputs.position != chunk.position:
                         yield chunk
             finally:
@@ -89,19 +94,26 @@ class FileTransport:
         start = position.in_file
         return InputFile(source.path, source.form, self._fields, self._max_bytes, start)
 
-    def _chunks_of(self, file: InputFile, index: int) -> Iterator[FileChunk]:
+    def _chunks_of(self, file: InputFile, position: ReplayPosition) -> Iterator[FileChunk]:
         """Cut one input into chunks; the last one, maybe empty, moves to the next input."""
-        name = self._sources[index].name
+        index, name = position.input, self._sources[position.input].name
+        rows = file.rows()
         items: list[Event | DeadLetter] = []
         size = 0
-        for line in file.rows():
-            items.append(self._item(file, name, line))
-            size += len(line.data)
-            if len(items) >= CHUNK_RECORDS or size >= CHUNK_BYTES or not file.ready():
-                offset, number, part = line.end
-                position = ReplayPosition(input=index, offset=offset, line=number, part=part)
+        while True:
+            ready = file.ready(0 if items else IDLE_SECONDS)
+            if items and (len(items) >= CHUNK_RECORDS or size >= CHUNK_BYTES or not ready):
                 yield FileChunk(items, position, file.bytes_read())
                 items, size = [], 0
+            elif not ready:
+                yield FileChunk([], position, file.bytes_read())
+            elif (line := next(rows, None)) is None:
+                break
+            else:
+                items.append(self._item(file, name, line))
+                size += len(line.data)
+                offset, number, part = line.end
+                position = ReplayPosition(input=index, offset=offset, line=number, part=part)
         yield FileChunk(items, ReplayPosition(input=index + 1), file.bytes_read())
 
     def _item(self, file: InputFile, name: str, line: Line) -> Event | DeadLetter:

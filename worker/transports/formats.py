@@ -93,12 +93,12 @@ class LineReader:
         self._cursor = 0
         self._position = start
 
-    def ready(self) -> bool:
-        """Tell whether there is something to read without waiting for who writes a pipe."""
+    def ready(self, seconds: float) -> bool:
+        """Wait for something to read, where a pipe has nothing; tell whether there is."""
         if self._buffer.find(b"\n", self._cursor) >= 0:
             return True
         try:
-            return bool(select.select([self._file], [], [], 0)[0])
+            return bool(select.select([self._file], [], [], seconds)[0])
         except (OSError, ValueError):
             return True
 
@@ -170,9 +170,9 @@ class InputFile:
             self.close()
             raise
 
-    def ready(self) -> bool:
-        """Tell whether the next record can be had without waiting."""
-        return bool(self._pushed_back) or self._lines.ready()
+    def ready(self, seconds: float) -> bool:
+        """Wait for a record for so long at most; tell whether one can be read."""
+        return bool(self._pushed_back) or self._lines.ready(seconds)
 
     def bytes_read(self) -> int:
         """Return how many bytes of the file, packed where it is, were read; 0 for a pipe."""
@@ -190,7 +190,7 @@ class InputFile:
             while (line := self._next_line()) is not None:
                 row = self._whole_row(line) if self._form is Format.CSV else line
                 data = row.data if row.part else row.data.removesuffix(b"\r")
-                if data.strip() or row.part or self._form is Format.TEXT:
+                if row.part or not self._is_blank(data):
                     yield row._replace(data=data)
         except _UNREADABLE as error:
             raise _cannot_read(self.path, error) from None
@@ -199,14 +199,20 @@ class InputFile:
         """Close the file."""
         self._file.close()
 
+    def _is_blank(self, row: bytes) -> bool:
+        if self._form is Format.JSONL:
+            return not row.strip()
+        return not row and self._form is not Format.TEXT
+
     def _next_line(self) -> Line | None:
         return self._pushed_back.popleft() if self._pushed_back else self._lines.next_line()
 
     def _whole_row(self, first: Line) -> Line:
         """Join the lines of a row that has a line end inside quotes.
 
-        Where the quotes never close within the limit, the first line stands alone, to become a
-        dead letter, and the next one is read anew: one stray quote costs one row.
+        Where the quotes never close within the limit, or do so in the middle of a field, the first
+        line stands alone, to become a dead letter, and the next one is read anew: one stray quote
+        costs one row.
         """
         lines = [first]
         size = len(first.data)
@@ -219,7 +225,11 @@ class InputFile:
                 return first
             lines.append(line)
             inside = ends_inside_quotes(line.data, inside=True)
-        return first._replace(data=b"\n".join(line.data for line in lines), end=lines[-1].end)
+        row = b"\n".join(line.data for line in lines)
+        if len(lines) > 1 and not _is_row(row):
+            self._pushed_back.extend(lines[1:])
+            return first
+        return first._replace(data=row, end=lines[-1].end)
 
     def _decoder(self, fields: Fields) -> Decoder:
         if self._form is Format.TEXT:
@@ -229,7 +239,8 @@ class InputFile:
         delimiter = "\t" if self._form is Format.TSV else ","
         header = self._lines.next_line()
         try:
-            columns = split_row(header.data.removesuffix(b"\r") if header else b"", delimiter)
+            whole = header.data.removesuffix(b"\r") if header and not header.part else b""
+            columns = split_row(whole, delimiter)
         except (UnicodeDecodeError, csv.Error):
             columns = []
         if fields.text not in columns:
@@ -262,6 +273,16 @@ def ends_inside_quotes(line: bytes, *, inside: bool) -> bool:
         if cursor == 0:
             return False
     return inside
+
+
+def _is_row(row: bytes) -> bool:
+    try:
+        split_row(row, ",")
+    except csv.Error:
+        return False
+    except UnicodeDecodeError:
+        return True
+    return True
 
 
 def _open(path: str) -> IO[bytes]:

@@ -331,7 +331,8 @@ class _Told:
         pass
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if isinstance(error, OSError):
+        # A reader of standard output that has seen enough is no error to tell of.
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise WorkerError(
                 f"cannot write {self._path}: {error.strerror}", self._advice
             ) from None
