@@ -9,7 +9,6 @@ import os
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -78,6 +77,7 @@ def model_copy(tmp_path: Path) -> Path:
 @pytest.fixture
 def poisoned_model(model_copy: Path) -> Path:
     """Return a model whose scores are not finite for a text with the word POISON."""
+    onnx = pytest.importorskip("onnx")
     (tokens,) = TextTokenizer(load_artifact(model_copy)).encode([POISON])
     _, token_id, _ = tokens.ids
     graph = onnx.load(model_copy / "model.onnx", load_external_data=False).graph

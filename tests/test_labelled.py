@@ -201,17 +201,33 @@ def test_errors_do_not_repeat_what_the_file_says(tmp_path: Path) -> None:
     assert error.value.__cause__ is None
 
 
-def test_bytes_that_are_no_utf8_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("good_lines", [0, 1, 5000])
+def test_a_text_that_is_no_utf8_is_told_by_its_line(tmp_path: Path, good_lines: int) -> None:
     path = tmp_path / "texts.tsv"
-    path.write_bytes(b"text\tlabels\nna\xefve\tcalm\n")
-    with pytest.raises(LabelledDataError, match=r"texts\.tsv, line \d is not as expected"):
+    path.write_bytes(b"text\tlabels\n" + good_lines * b"ok\tcalm\n" + b"na\xefve\tcalm\n")
+    with pytest.raises(LabelledDataError) as error:
+        read_labelled(path, FORM)
+    assert f"texts.tsv, line {good_lines + 2} is not as expected" in str(error.value)
+
+
+def test_a_text_with_half_a_surrogate_pair_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "texts.jsonl", '{"text": "we \\ud83d", "labels": "glad"}\n')
+    with pytest.raises(LabelledDataError, match="line 1 is not as expected"):
         read_labelled(path, FORM)
 
 
-def test_bytes_that_are_no_utf8_are_told_by_their_line(tmp_path: Path) -> None:
-    path = tmp_path / "texts.jsonl"
-    path.write_bytes(b'{"text": "ok", "labels": "calm"}\n' * 4 + b'{"text": "na\xefve"}\n')
-    with pytest.raises(LabelledDataError, match="line 5 is not as expected"):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("texts.tsv", b"text\tlabels\nok\tna\xefve\n"),
+        ("texts.jsonl", b'{"text": "ok", "labels": ["na\xefve"]}\n'),
+        ("texts.jsonl", b'{"text": "ok", "labels": ["\\ud83d"]}\n'),
+    ],
+)
+def test_a_label_that_is_no_unicode_is_told(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(LabelledDataError, match=r", line \d is not as expected"):
         read_labelled(path, FORM)
 
 

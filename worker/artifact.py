@@ -22,7 +22,7 @@ WEIGHTS_FILE: Final = "weights.bin"
 TOKENIZER_FILE: Final = "tokenizer.json"
 MANIFEST_FILE: Final = "manifest.json"
 BUILT_IN_MODEL: Final = Path(__file__).parent / "models" / "emotion"
-_FILES: Final = (GRAPH_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
+FILES: Final = (GRAPH_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
 _DIGEST_DIGITS: Final = 16
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -88,7 +88,7 @@ class Manifest(_Strict):
     def _is_consistent(self) -> Self:
         if len(set(self.labels)) != len(self.labels) or set(self.thresholds) != set(self.labels):
             raise ValueError("labels must be distinct, with a threshold each")
-        if set(self.files) != set(_FILES):
+        if set(self.files) != set(FILES):
             raise ValueError("files must list the graph, its weights and the tokenizer")
         return self
 
@@ -104,7 +104,7 @@ class Artifact:
     @property
     def scores_digest(self) -> str:
         """Return a digest of all that decides a score: graph, weights, tokenizer, task."""
-        return _digest([self.manifest.task, *(self.manifest.files[name] for name in _FILES)])
+        return _digest([self.manifest.task, *(self.manifest.files[name] for name in FILES)])
 
     @property
     def digest(self) -> str:

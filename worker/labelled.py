@@ -51,14 +51,14 @@ def read_labelled(path: Path, form: LabelledFormat) -> list[LabelledText]:
     number = 0
     try:
         # Bytes that are not UTF-8 stay visible until their line is reached, to name it.
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             for number, text, labels in _rows(path, file, form, names):
-                if not isinstance(text, str) or labels is None or not _is_unicode(text):
+                if not isinstance(text, str) or labels is None or not _are_unicode(text, *labels):
                     raise _bad_line(path, number, form)
                 examples.append(LabelledText(text, frozenset(labels)))
     except OSError as error:
         raise LabelledDataError(f"cannot read {path}: {error.strerror}", "check the path") from None
-    except (csv.Error, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         raise _bad_line(path, number + 1, form) from None
     if not examples:
         raise LabelledDataError(f"{path} holds no labelled text", "check that it is the right file")
@@ -81,10 +81,19 @@ def _rows(
             yield number, row.get(form.text_field), _label_list(row.get(form.label_field))
         return
     reader = _table(path, file)
-    for row in reader:
+    for row in _counted(path, reader, form):
         cell = row.get(form.label_field)
         labels = [name.strip() for name in cell.split(",") if name.strip()] if cell else []
         yield reader.line_num, row.get(form.text_field), None if cell is None else labels
+
+
+def _counted(
+    path: Path, reader: csv.DictReader[str], form: LabelledFormat
+) -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error:
+        raise _bad_line(path, reader.line_num, form) from None
 
 
 def _table(path: Path, file: TextIO) -> csv.DictReader[str]:
@@ -97,9 +106,9 @@ def _table(path: Path, file: TextIO) -> csv.DictReader[str]:
     )
 
 
-def _is_unicode(text: str) -> bool:
+def _are_unicode(*texts: str) -> bool:
     try:
-        text.encode()
+        "".join(texts).encode()
     except UnicodeEncodeError:
         return False
     return True
@@ -121,7 +130,7 @@ def _index(number: str, count: int) -> int:
 
 def _read_names(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         raise LabelledDataError(f"cannot read the label names in {path}") from None
     names = [line.strip() for line in lines if line.strip()]

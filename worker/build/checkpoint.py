@@ -48,7 +48,7 @@ class Checkpoint:
 
         """
         quiet_transformers()
-        tokenizer = load_tokenizer(str(folder))
+        tokenizer = load_tokenizer(str(folder), local=True)
         try:
             model = DistilBertForSequenceClassification.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True
@@ -84,10 +84,19 @@ class Checkpoint:
         ]
 
 
-def load_tokenizer(name: str) -> Tokenizer:
-    """Load the tokenizer of a folder or a hub id, without any padding or truncation of its own."""
+def load_tokenizer(name: str, *, local: bool) -> Tokenizer:
+    """Load a tokenizer, without any padding or truncation of its own.
+
+    `local` takes the name for a folder, and never for a hub id.
+
+    Raises:
+        WorkerError: there is none.
+
+    """
     try:
-        tokenizer = getattr(AutoTokenizer.from_pretrained(name), "backend_tokenizer", None)
+        tokenizer = getattr(
+            AutoTokenizer.from_pretrained(name, local_files_only=local), "backend_tokenizer", None
+        )
     except (OSError, ValueError):
         tokenizer = None
     if not isinstance(tokenizer, Tokenizer):

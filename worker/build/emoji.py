@@ -56,6 +56,8 @@ def add_emoji(tokenizer: Tokenizer, embeddings: torch.Tensor, texts: Iterable[st
     """
     names = emoji_names(texts)
     new = [char for char in names if tokenizer.token_to_id(char) is None]
+    # A base may have more rows than tokens: a new token's row must stand where its id points.
+    embeddings = embeddings[: tokenizer.get_vocab_size()]
     usual = embeddings.norm(dim=1).median()
     rows = [embeddings]
     for encoding in tokenizer.encode_batch([names[char] for char in new], add_special_tokens=False):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from transformers import (
     DataCollatorWithPadding,
     DistilBertForSequenceClassification,
+    DistilBertModel,
     EarlyStoppingCallback,
     PreTrainedTokenizerFast,
     Trainer,
@@ -41,14 +43,14 @@ from worker.quality import Quality, measure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
-    from transformers import EvalPrediction
+    from transformers import DistilBertConfig, EvalPrediction
 
 _EVALUATIONS_AN_EPOCH = 2
 _WARM_UP = 0.06
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -73,9 +75,9 @@ class FinetuneOptions:
     base: str = "minilm"
     task: Task | None = None
     emoji: bool = True
-    epochs: float = 8
+    epochs: float = 3
     learning_rate: float = 1e-4
-    batch_size: int = 64
+    batch_size: int = 32
     weight_decay: float = 0.01
     max_tokens: int = 128
     patience: int = 6
@@ -94,16 +96,14 @@ def finetune(options: FinetuneOptions) -> Quality:
         WorkerError: the base cannot be had.
 
     """
-    if options.output.exists():
-        raise ConfigurationError(f"{options.output} exists", "remove it, or name another -o")
+    _check(options)
     quiet_transformers()
     data = _read_data(options)
     partial = _open_partial(options)
     set_seed(options.seed)
     model, tokenizer = _start(options, data)
     trainer = _trainer(options, data, model, tokenizer, partial)
-    last = get_last_checkpoint(str(partial))  # type: ignore[no-untyped-call]
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(partial))
     quality = _save(options, data, model, tokenizer, partial / "result")
     (partial / "result").rename(options.output)
     shutil.rmtree(partial)
@@ -116,6 +116,16 @@ class _Data:
     labels: list[str]
     train: list[LabelledText]
     dev: list[LabelledText]
+
+
+def _check(options: FinetuneOptions) -> None:
+    if options.output.exists():
+        raise ConfigurationError(f"{options.output} exists", "remove it, or name another -o")
+    for name in ("epochs", "learning_rate", "batch_size", "max_tokens", "patience"):
+        if getattr(options, name) <= 0:
+            raise ConfigurationError(f"{name} must be more than 0")
+    if options.precision not in PRECISIONS:
+        raise ConfigurationError(f"the precision must be one of {', '.join(PRECISIONS)}")
 
 
 def _read_data(options: FinetuneOptions) -> _Data:
@@ -146,12 +156,17 @@ def _start(
     }
     if options.base == "minilm":
         config, state, tokenizer = load_minilm()
-        config.update(head)
-        model = DistilBertForSequenceClassification(config)
-        model.distilbert.load_state_dict(state)
     else:
-        tokenizer = load_tokenizer(options.base)
-        model = _load_base(options.base, head)
+        tokenizer = load_tokenizer(options.base, local=False)
+        config, state = _load_base(options.base)
+    if options.max_tokens > config.max_position_embeddings:
+        raise ConfigurationError(
+            f"the token limit {options.max_tokens} is more than the base's "
+            f"{config.max_position_embeddings}"
+        )
+    config.update(head)
+    model = DistilBertForSequenceClassification(config)
+    model.distilbert.load_state_dict(state)
     # The file of a base may pad and cut by itself: the worker never pads, and cuts by its limit.
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -166,11 +181,10 @@ def _start(
     return model, tokenizer
 
 
-def _load_base(base: str, head: dict[str, Any]) -> DistilBertForSequenceClassification:
+def _load_base(base: str) -> tuple[DistilBertConfig, dict[str, torch.Tensor]]:
+    """Load the encoder of a folder or a hub id; its head, if it has one, is left behind."""
     try:
-        model = DistilBertForSequenceClassification.from_pretrained(
-            base, use_safetensors=True, ignore_mismatched_sizes=True, **head
-        )
+        model = DistilBertModel.from_pretrained(base, use_safetensors=True)
     except (OSError, ValueError, RuntimeError):
         model = None
     if model is None or model.config.model_type != "distilbert":
@@ -178,7 +192,25 @@ def _load_base(base: str, head: dict[str, Any]) -> DistilBertForSequenceClassifi
             f"the base {base} is not a DistilBERT with safetensors weights",
             "name `minilm`, a checkpoint folder, or a hub id that the network reaches",
         )
-    return model
+    return model.config, model.state_dict()
+
+
+def _last_checkpoint(partial: Path) -> str | None:
+    """Return the Trainer's last whole checkpoint; a kill may have cut a later one short."""
+    for folder in partial.glob("checkpoint-*"):
+        # The Trainer writes this file last.
+        if not _is_json(folder / "trainer_state.json"):
+            shutil.rmtree(folder)
+    last: str | None = get_last_checkpoint(str(partial))  # type: ignore[no-untyped-call]
+    return last
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _trainer(
@@ -328,7 +360,8 @@ def _open_partial(options: FinetuneOptions) -> Path:
         hashlib.sha256(path.read_bytes()).hexdigest() for path in (options.train, options.dev)
     ]
     run = json.dumps({"options": _plain(options), "data": digests}, indent=2)
-    if partial.exists():
+    # A kill may have left the folder before it had an identity.
+    if partial.exists() and any(partial.iterdir()):
         owned = partial.stat().st_uid == os.getuid()
         if not owned or not identity.exists() or identity.read_text(encoding="utf-8") != run:
             raise ConfigurationError(
@@ -337,7 +370,7 @@ def _open_partial(options: FinetuneOptions) -> Path:
             )
         shutil.rmtree(partial / "result", ignore_errors=True)
         return partial
-    partial.mkdir(mode=0o700, parents=True)
+    partial.mkdir(mode=0o700, parents=True, exist_ok=True)
     identity.write_text(run, encoding="utf-8")
     return partial
 
@@ -346,6 +379,8 @@ def _plain(options: FinetuneOptions) -> dict[str, object]:
     """Return the options as JSON has them, without the folders of this machine."""
     plain = asdict(options) | {"output": options.output.name}
     plain |= {"train": options.train.name, "dev": options.dev.name}
+    if Path(options.base).exists():
+        plain["base"] = Path(options.base).name
     names = options.form.label_names
     plain["form"] = asdict(options.form) | {"label_names": names.name if names else None}
     return plain

@@ -18,6 +18,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
+from worker.artifact import GRAPH_FILE, WEIGHTS_FILE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
 
     Weights: TypeAlias = Mapping[str, NDArray[np.float32]]
 
-GRAPH_FILE: Final = "model.onnx"
-WEIGHTS_FILE: Final = "weights.bin"
 _OPSET: Final = 23
 _IR_VERSION: Final = 11
 _EXTERNAL_FROM_BYTES: Final = 1024
@@ -79,7 +79,9 @@ def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
     """Quantize a matrix [in, out] symmetrically: int8 [in, out], and float32 scales [out]."""
     scales = np.abs(weight).max(axis=0) / np.float32(_INT8_MAX)
     scales = np.where(scales > 0, scales, 1).astype(np.float32)
-    return np.rint(weight / scales).astype(np.int8), scales
+    # Scales too small for full precision round a quotient beyond the range.
+    quotients = np.clip(np.rint(weight / scales), -_INT8_MAX, _INT8_MAX)
+    return quotients.astype(np.int8), scales
 
 
 def fold_biases(weights: Weights) -> dict[str, NDArray[np.float32]]:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import ValidationError
 
 from worker.artifact import (
-    GRAPH_FILE,
+    FILES,
     MANIFEST_FILE,
     TOKENIZER_FILE,
-    WEIGHTS_FILE,
     Artifact,
     Manifest,
     MeasuredQuality,
@@ -39,6 +39,8 @@ from worker.tokens import TextTokenizer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# Two special ones, and one of the text.
+_FEWEST_TOKENS = 3
 # Where no labelled file is given, int8 is compared with fp32 on these.
 _BUILT_IN_TEXTS = (
     "gg wp",
@@ -90,10 +92,11 @@ def prepare(options: PrepareOptions) -> Manifest:
     if options.output.exists():
         raise ConfigurationError(f"{options.output} exists", "remove it, or name another -o")
     checkpoint = Checkpoint.load(options.checkpoint)
-    max_tokens = options.max_tokens or checkpoint.max_tokens
-    if max_tokens > checkpoint.max_tokens:
+    most = checkpoint.max_tokens
+    max_tokens = most if options.max_tokens is None else options.max_tokens
+    if not _FEWEST_TOKENS <= max_tokens <= most:
         raise ConfigurationError(
-            f"the token limit {max_tokens} is more than the checkpoint's {checkpoint.max_tokens}"
+            f"the token limit {max_tokens} is not from {_FEWEST_TOKENS} to {most}, the checkpoint's"
         )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".prepare-") as name:
@@ -122,23 +125,30 @@ def _write_model(
     write_graph(folder, weights, heads=config.n_heads)
     checkpoint.tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
     training = options.checkpoint / "training.json"
-    manifest = Manifest(
-        schema_version=1,
-        name=options.name or options.output.name,
-        task=checkpoint.task,
-        labels=checkpoint.labels,
-        thresholds=dict(zip(checkpoint.labels, checkpoint.thresholds, strict=True)),
-        max_tokens=max_tokens,
-        files={
-            name: file_sha256(folder / name) for name in (GRAPH_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
-        },
-        source=Source(
+    content = {
+        "schema_version": 1,
+        "name": options.name or options.output.name,
+        "task": checkpoint.task,
+        "labels": checkpoint.labels,
+        "thresholds": dict(zip(checkpoint.labels, checkpoint.thresholds, strict=True)),
+        "max_tokens": max_tokens,
+        "files": {name: file_sha256(folder / name) for name in FILES},
+        "source": Source(
             checkpoint=options.checkpoint.name,
             weights_sha256=file_sha256(options.checkpoint / "model.safetensors"),
             training=json.loads(training.read_bytes()) if training.exists() else None,
         ),
-        quality=None,
-    )
+        "quality": None,
+    }
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
+        raise ConfigurationError(
+            f"name, labels or thresholds cannot stand in a manifest (at {where})",
+            "a name is letters, digits, '.', '_' and '-'; labels are two or more, their thresholds "
+            "from 0 to 1",
+        ) from None
     _write_manifest(folder, manifest)
     return manifest
 

@@ -1,0 +1,10 @@
+"""The probe for products that clip is what its code writes."""
+
+from __future__ import annotations
+
+from worker.build.probe import saturation_probe
+from worker.engine import PROBE_FILE
+
+
+def test_the_file_is_what_its_code_writes() -> None:
+    assert PROBE_FILE.read_bytes() == saturation_probe()
