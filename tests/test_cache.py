@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.artifact import Artifact
-from worker.cache import DiskCache, MemoryCache, text_key, tokens_key
+from worker.cache import DiskCache, MemoryCache, RawDisk, text_key, tokens_key
 from worker.classifier import Classifier
 
 if TYPE_CHECKING:
@@ -160,6 +160,15 @@ def test_a_pickle_in_the_database_is_never_loaded(
     again.close()
     assert not (tmp_path / "exploded").exists()
     assert (tmp_path / "outside.val").exists()
+
+
+def test_a_key_that_is_not_raw_is_refused(tmp_path: Path) -> None:
+    disk = RawDisk(str(tmp_path))
+    assert disk.get(b"key", raw=True) == b"key"
+    with pytest.raises(ValueError, match="not raw"):
+        disk.get(pickle.dumps("key"), raw=False)
+    with pytest.raises(TypeError, match="bytes only"):
+        disk.put("key")  # type: ignore[arg-type]
 
 
 def test_a_value_changed_on_disk_is_a_miss_and_never_a_wrong_label(

