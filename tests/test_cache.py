@@ -95,6 +95,20 @@ def test_the_folder_is_for_its_owner_only(tmp_path: Path) -> None:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize(("mode", "content"), [(0o777, None), (0o1777, None), (0o755, "diary.txt")])
+def test_a_folder_that_is_not_only_ours_is_left_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, content: str | None
+) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(mode)
+    if content:
+        (folder / content).touch()
+    DiskCache(folder, MEGABYTE).close()
+    assert stat.S_IMODE(folder.stat().st_mode) == mode
+    assert "disk cache in trouble" in caplog.text
+
+
 def test_neither_texts_nor_tokens_are_on_disk(tmp_path: Path) -> None:
     classifier = Classifier.load(cache_directory=tmp_path)
     classifier.classify(["my secret is strawberry"])

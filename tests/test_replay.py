@@ -274,9 +274,16 @@ def test_a_changed_input_is_an_error(replay: Any, tmp_path: Path) -> None:
     ("arguments", "code", "problem"),
     [
         (["absent.txt"], 2, "there is no file absent.txt"),
-        (["in.txt", "in.txt"], 2, "an input is named twice"),
-        (["in.txt", "-o", "in.txt"], 2, "in.txt is an input and an output"),
-        (["in.txt", "-o", "out", "--dead-letters", "out"], 2, "have the same file"),
+        (["in.txt", "in.txt"], 2, "in.txt would be read or written twice (also as in.txt)"),
+        (["in.txt", "-o", "in.txt"], 2, "in.txt would be read or written twice"),
+        (["in.txt", "-o", "link.txt"], 2, "link.txt would be read or written twice"),
+        (["in.txt", "-o", "out", "--dead-letters", "out"], 2, "written twice (also as out)"),
+        (["in.txt", "-o", "out", "--dead-letters", "out.checkpoint"], 2, "written twice"),
+        (["out.dead.jsonl", "-o", "out", "--overwrite"], 2, "written twice"),
+        (["dead-letters.jsonl"], 2, "written twice"),
+        (["folder.txt"], 2, "folder.txt is a folder; name files"),
+        (["in.txt", "-o", ""], 2, "the output . is a folder"),
+        (["in.txt", "-o", "x" * 300], 2, "cannot use the path xxx"),
         (["in.txt", "-o", "absent/out"], 1, "cannot write absent/out: No such file or directory"),
         (["in.doc"], 2, "cannot tell the format of in.doc; say --format jsonl|text|csv|tsv"),
         (["-"], 2, "cannot tell the format of standard input"),
@@ -294,11 +301,59 @@ def test_what_cannot_work_is_one_clear_sentence(
 ) -> None:
     (tmp_path / "in.txt").write_text("gg\n", encoding="utf-8")
     (tmp_path / "in.doc").write_text("gg\n", encoding="utf-8")
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "link.txt").hardlink_to(tmp_path / "in.txt")
+    for name in ("out.dead.jsonl", "dead-letters.jsonl"):
+        (tmp_path / name).write_text("precious\n", encoding="utf-8")
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"gg\n" * 100)[:-10])
     run = replay(*arguments)
     assert run.code == code
     assert problem in run.err
     assert "Traceback" not in run.err
+    assert (tmp_path / "in.txt").read_bytes() == b"gg\n"
+    assert (tmp_path / "out.dead.jsonl").read_bytes() == b"precious\n"
+
+
+def test_a_bad_header_of_a_later_input_is_told_before_any_work(replay: Any, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("gg\n", encoding="utf-8")
+    (tmp_path / "in.csv").write_text("user,message\n", encoding="utf-8")
+    assert replay("in.txt", "in.csv", "-o", "out").code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_dead_letters_can_be_thrown_away(replay: Any, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(b"{\n")
+    assert replay("in.jsonl", "-o", "out", "--dead-letters", "/dev/null").code == 3
+
+
+def test_a_file_name_need_not_be_text(replay: Any, tmp_path: Path) -> None:
+    name = os.fsdecode(b"b\xff.txt")
+    (tmp_path / name).write_text("gg\n", encoding="utf-8")
+    assert replay(name, "-o", "out").code == 0
+    line = json.loads((tmp_path / "out").read_bytes())
+    assert line["id"] == "b\\xff.txt:1"
+
+
+@pytest.mark.parametrize("closed", [{"stdin": "<&-"}, {"stdout": ">&-"}])
+def test_a_closed_stream_is_a_clear_error(tmp_path: Path, closed: dict[str, str]) -> None:
+    (tmp_path / "in.txt").write_text("gg\n", encoding="utf-8")
+    ((stream, redirection),) = closed.items()
+    source = "- --format text" if stream == "stdin" else "in.txt"
+    command = f"{sys.executable} -m worker replay {source} --no-cache {redirection}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], cwd=tmp_path, stderr=subprocess.PIPE, check=False
+    )
+    assert done.returncode == 1
+    assert b"is closed" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_trouble_with_standard_error_stops_nothing(tmp_path: Path, redirection: str) -> None:
+    (tmp_path / "in.txt").write_text("gg\n", encoding="utf-8")
+    command = f"{sys.executable} -m worker replay in.txt -o out --no-cache {redirection}"
+    assert subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, check=False).returncode == 0
+    assert (tmp_path / "out").stat().st_size
 
 
 def start(tmp_path: Path, *arguments: object, **more: Any) -> subprocess.Popen[bytes]:
@@ -445,7 +500,7 @@ def test_a_pipe_into_a_file_says_that_it_cannot_be_continued(tmp_path: Path) -> 
     process = start(tmp_path, "-", "--format", "text", "-o", "out", stdin=subprocess.PIPE)
     _, err = process.communicate(b"gg\nwp\n")
     assert process.returncode == 0
-    assert b"a pipe cannot be read twice" in err
+    assert b"with a pipe or a device this run cannot be continued" in err
     assert len((tmp_path / "out").read_bytes().splitlines()) == 2
 
 

@@ -30,6 +30,7 @@ _OPEN_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 5.0
 _WRITES_WAITING: Final = 16
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 def text_key(text: str) -> bytes:
@@ -228,6 +229,10 @@ def _open(folder: Path, max_bytes: int) -> Any:  # noqa: ANN401 - diskcache has 
     if status.st_uid != os.getuid():
         raise PermissionError
     if status.st_mode & _OTHERS:
+        # One that others write to, or that holds something else, was not meant for us alone.
+        ours = (folder / diskcache.core.DBNAME).exists() or not any(folder.iterdir())
+        if status.st_mode & _OTHERS_WRITE or not ours:
+            raise PermissionError
         folder.chmod(0o700)
     # Named although they are the defaults: settings come back from the file otherwise.
     return diskcache.Cache(

@@ -46,11 +46,14 @@ _INTERRUPTED: Final = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
     try:
         try:
             return _run(arguments)
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read standard output has seen enough; Python must not complain of it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,9 +78,8 @@ def _replay(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     form = Format(options.format) if options.format else None
-    files = ReplayFiles(
-        options.inputs, options.output, options.dead_letters, form, options.overwrite
-    )
+    output = None if options.output == Path("-") else options.output
+    files = ReplayFiles(options.inputs, output, options.dead_letters, form, options.overwrite)
     return replay(files, settings)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import sys
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,15 +17,22 @@ from worker.codec import OUTPUT_FIELDS, Fields, LabelEncoder
 from worker.errors import ConfigurationError, WorkerError
 from worker.signals import StopSignal
 from worker.telemetry.logs import log
-from worker.telemetry.progress import Progress
+from worker.telemetry.progress import Progress, tell
 from worker.transports.files import FileChunk, FileTransport, Source
-from worker.transports.formats import STANDARD_INPUT, Format, format_of
+from worker.transports.formats import (
+    STANDARD_INPUT,
+    FilePosition,
+    Format,
+    InputFile,
+    format_of,
+)
 from worker.transports.outputs import (
     CheckpointedOutputs,
-    InputIdentity,
     Outputs,
     RunIdentity,
     StreamedOutputs,
+    checkpoint_of,
+    replacement_of,
 )
 
 if TYPE_CHECKING:
@@ -61,13 +69,14 @@ def replay(files: ReplayFiles, settings: Settings) -> int:
     sources = _sources(files)
     fields = _fields(settings)
     artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
+    _try_inputs(sources, fields, settings.input.max_bytes)
     outputs = _outputs(files, sources, settings, artifact)
     try:
         if outputs.finished:
-            _say(f"this run is finished: {_totals(outputs)}; start it anew with --overwrite")
+            tell(f"this run is finished: {_totals(outputs)}; start it anew with --overwrite")
             return DONE
         if outputs.totals.labelled or outputs.totals.dead_letters:
-            _say(f"continuing after {_totals(outputs)}")
+            tell(f"continuing after {_totals(outputs)}")
         name, digest = artifact.manifest.name, artifact.digest
         encoder = LabelEncoder(name, digest, include_text=settings.include_text)
         transport = FileTransport(sources, fields, settings.input.max_bytes, outputs, encoder)
@@ -94,11 +103,11 @@ def _run(
             watch.close()
             classifier.close()
     if not ended:
-        _say(f"interrupted after {_totals(outputs)}; {_how_to_continue(files)}")
+        tell(f"interrupted after {_totals(outputs)}; {_how_to_continue(files)}")
         return stop.exit_code
-    _say(f"done: {_totals(outputs)}, {watch.summary()}")
+    tell(f"done: {_totals(outputs)}, {watch.summary()}")
     if outputs.totals.dead_letters:
-        _say(f"dead letters, with the reason for each: {_dead_letters(files)}")
+        tell(f"dead letters, with the reason for each: {_dead_letters(files)}")
         return DONE_WITH_DEAD_LETTERS
     return DONE
 
@@ -132,24 +141,63 @@ class _Watch:
 
 
 def _sources(files: ReplayFiles) -> list[Source]:
+    _check_paths(files)
     names = [Path(path).name for path in files.inputs]
     if len(set(names)) < len(names):
         names = list(files.inputs)
-    if len(set(names)) < len(names):
-        raise ConfigurationError("an input is named twice", "name each once")
-    for path in (files.output, files.dead_letters):
-        if path and any(Path(other).resolve() == path.resolve() for other in files.inputs):
-            raise ConfigurationError(f"{path} is an input and an output", "name another output")
-    if (
-        files.output
-        and files.dead_letters
-        and files.output.resolve() == files.dead_letters.resolve()
-    ):
-        raise ConfigurationError("labels and dead letters have the same file", "name another")
     return [
-        Source(path, "stdin" if path == STANDARD_INPUT else name, files.form or format_of(path))
+        Source(
+            path,
+            "stdin" if path == STANDARD_INPUT else _readable(name),
+            files.form or format_of(path),
+        )
         for path, name in zip(files.inputs, names, strict=True)
     ]
+
+
+def _check_paths(files: ReplayFiles) -> None:
+    """Check that all inputs are there, and that no file has two parts to play.
+
+    Raises:
+        ConfigurationError: an input is missing or a folder, or two of the files are the same.
+
+    """
+    if files.output is not None and not files.output.name:
+        raise ConfigurationError(f"the output {files.output} is a folder", "name a file")
+    parts: dict[object, str] = {}
+    inputs = [path for path in files.inputs if path != STANDARD_INPUT]
+    written = [_dead_letters(files)]
+    if files.output is not None:
+        checkpoint = checkpoint_of(files.output)
+        written += [files.output, checkpoint, replacement_of(checkpoint)]
+    for path in [*inputs, *map(str, written)]:
+        identity = _identity_of(path, must_exist=path in inputs)
+        if identity in parts:
+            raise ConfigurationError(
+                f"{path} would be read or written twice (also as {parts[identity]})",
+                "name each input once, and outputs of their own",
+            )
+        parts[identity] = path
+
+
+def _identity_of(path: str, *, must_exist: bool) -> object:
+    """Return what tells a file from others, also under another name; a device is never one."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - the path is as the user gave it
+    except FileNotFoundError:
+        if must_exist:
+            raise ConfigurationError(f"there is no file {path}", "check the path") from None
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        raise ConfigurationError(f"cannot use the path {path}", "check it and its rights") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise ConfigurationError(f"{path} is a folder", "name files")
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else object()
+
+
+def _readable(name: str) -> str:
+    """Return a file's name as text, whatever bytes it has."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _fields(settings: Settings) -> Fields:
@@ -180,16 +228,14 @@ def _outputs(
     files: ReplayFiles, sources: Sequence[Source], settings: Settings, artifact: Artifact
 ) -> Outputs:
     output, letters = files.output, _dead_letters(files)
-    for path in files.inputs:
-        if path != STANDARD_INPUT and not Path(path).exists():
-            raise ConfigurationError(f"there is no file {path}", "check the path")
-    if output is None or not _is_plain(output):
+    if output is None:
         return StreamedOutputs(output, letters, overwrite=files.overwrite)
-    if not all(path != STANDARD_INPUT and _is_plain(Path(path)) for path in files.inputs):
-        _say("a pipe cannot be read twice: this run could not be continued if it were cut short")
+    paths = [output, letters, *(Path(path) for path in files.inputs if path != STANDARD_INPUT)]
+    if STANDARD_INPUT in files.inputs or not all(map(_is_plain, paths)):
+        tell("with a pipe or a device this run cannot be continued if it is cut short")
         return StreamedOutputs(output, letters, overwrite=files.overwrite)
     run = RunIdentity(
-        inputs=tuple(_identity(source) for source in sources),
+        inputs=_digest(sources),
         model=artifact.digest,
         options={
             "text_field": settings.input.text_field,
@@ -197,23 +243,32 @@ def _outputs(
             "keep": list(settings.input.keep),
             "max_bytes": settings.input.max_bytes,
             "include_text": settings.include_text,
-            "dead_letters": letters.name,
+            "dead_letters": _readable(letters.name),
         },
     )
     return CheckpointedOutputs(output, letters, run, overwrite=files.overwrite)
 
 
-def _identity(source: Source) -> InputIdentity:
-    try:
-        with open(source.path, "rb") as file:  # noqa: PTH123 - the path is as the user gave it
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return InputIdentity(
-                name=source.name, form=source.form, bytes=file.tell(), sha256=digest
-            )
-    except OSError as error:
-        raise WorkerError(
-            f"cannot read {source.path}: {error.strerror}", "check the path"
-        ) from None
+def _try_inputs(sources: Sequence[Source], fields: Fields, max_bytes: int) -> None:
+    """Open each file once, so that a header without texts is told before any work."""
+    for source in sources:
+        if source.path != STANDARD_INPUT and _is_plain(Path(source.path)):
+            InputFile(source.path, source.form, fields, max_bytes, FilePosition()).close()
+
+
+def _digest(sources: Sequence[Source]) -> str:
+    """Return a digest of all inputs: names, formats and contents."""
+    digest = hashlib.sha256()
+    for source in sources:
+        try:
+            with open(source.path, "rb") as file:  # noqa: PTH123 - the path is as the user gave it
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise WorkerError(
+                f"cannot read {source.path}: {error.strerror}", "check the path"
+            ) from None
+        digest.update(f"{source.name}\0{source.form}\0{content}\0".encode())
+    return digest.hexdigest()
 
 
 def _dead_letters(files: ReplayFiles) -> Path:
@@ -241,7 +296,3 @@ def _how_to_continue(files: ReplayFiles) -> str:
     if files.output and STANDARD_INPUT not in files.inputs:
         return "run the same command again: it continues"
     return "without -o and files as inputs it cannot be continued"
-
-
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)

@@ -121,8 +121,14 @@ class Settings(BaseSettings):
         """Return the folder of the disk cache; None where nothing is to be remembered."""
         if not self.cache.enabled:
             return None
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return self.cache.directory or Path(home) / "worker"
+        if self.cache.directory:
+            return self.cache.directory
+        try:
+            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError:
+            log.warning("no home folder: no disk cache", advice="set WORKER_CACHE__DIRECTORY")
+            return None
+        return Path(home) / "worker"
 
 
 def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:

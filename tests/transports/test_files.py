@@ -22,7 +22,7 @@ from worker.errors import ConfigurationError, WorkerError
 from worker.transports import files
 from worker.transports.files import FileTransport, Source
 from worker.transports.formats import Format
-from worker.transports.outputs import CheckpointedOutputs, InputIdentity, RunIdentity
+from worker.transports.outputs import CheckpointedOutputs, RunIdentity, StreamedOutputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +57,10 @@ class FileHarness(Harness):
         assert isinstance(consumer, FileTransport)
         self._outputs[consumer].close()
 
+    def finish(self, consumer: FileTransport) -> None:
+        self._outputs[consumer].finish()
+        self.close()
+
     def close(self) -> None:
         for outputs in self._outputs.values():
             outputs.close()
@@ -75,8 +79,7 @@ class FileHarness(Harness):
 
 
 def open_outputs(output: Path, letters: Path, model: str = "0123") -> CheckpointedOutputs:
-    identity = InputIdentity(name="in", form="jsonl", bytes=0, sha256="0")
-    run = RunIdentity(inputs=(identity,), model=model, options={})
+    run = RunIdentity(inputs="the same", model=model, options={})
     return CheckpointedOutputs(output, letters, run, overwrite=False)
 
 
@@ -174,3 +177,41 @@ def test_a_file_of_someone_else_is_not_touched(tmp_path: Path) -> None:
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     open_outputs(tmp_path / "out", tmp_path / "dead").close()
+
+
+def test_dead_letters_of_someone_else_are_not_touched_when_the_first_one_comes(
+    tmp_path: Path,
+) -> None:
+    harness = FileHarness(tmp_path)
+    consumer = harness.consumer()
+    harness.letters.write_text("precious", encoding="utf-8")
+    chunk = next(consumer.chunks())
+    with pytest.raises(ConfigurationError, match="exists, and is not of a run"):
+        consumer.complete(chunk, outcomes_of(chunk))
+    harness.close()
+    harness.consumer()
+    harness.close()
+    assert harness.letters.read_text(encoding="utf-8") == "precious"
+
+
+def test_a_finished_run_leaves_what_others_added(tmp_path: Path) -> None:
+    harness = FileHarness(tmp_path)
+    consumer = harness.consumer()
+    drain(consumer)
+    harness.finish(consumer)
+    with harness.letters.open("ab") as file:
+        file.write(b"of another run\n")
+    content = harness.letters.read_bytes()
+    harness.consumer()
+    harness.close()
+    assert harness.letters.read_bytes() == content
+
+
+def test_a_run_without_checkpoint_cannot_write_over_one_that_has(tmp_path: Path) -> None:
+    harness = FileHarness(tmp_path)
+    harness.consumer()
+    with pytest.raises(WorkerError, match="another run is writing"):
+        StreamedOutputs(harness.output, harness.letters, overwrite=True)
+    harness.close()
+    StreamedOutputs(harness.output, harness.letters, overwrite=True).close()
+    assert not (tmp_path / "out.jsonl.checkpoint").exists()

@@ -46,6 +46,8 @@ def configure_logs(level: str, form: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
         )
     )
+    # A log that cannot be written must not end what it reports on.
+    logging.raiseExceptions = False
     _logger.handlers = [handler]
     _logger.setLevel(level.upper())
     _logger.propagate = False

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Final
 
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES: Final = 10.0
+
+
+def tell(sentence: str) -> None:
+    """Print a sentence on standard error; where that is full or closed, work goes on."""
+    with suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -53,7 +60,7 @@ class Progress:
         now = time.monotonic()
         if self._bar is None and now - self._told >= _SECONDS_BETWEEN_LINES:
             self._told = now
-            print(self._line(hit_rate), file=sys.stderr, flush=True)
+            tell(self._line(hit_rate))
 
     def close(self) -> None:
         """Remove the bar."""

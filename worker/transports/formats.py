@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 STANDARD_INPUT: Final = "-"
 _READ_BYTES: Final = 2**16
+# A quote that never closes makes the next so many lines be read twice.
+_ROW_LINES: Final = 1000
 _QUOTE: Final = ord('"')
 _UNREADABLE: Final = (OSError, EOFError, zlib.error)
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -210,7 +212,7 @@ class InputFile:
     def _whole_row(self, first: Line) -> Line:
         """Join the lines of a row that has a line end inside quotes.
 
-        Where the quotes never close within the limit, or do so in the middle of a field, the first
+        Where the quotes never close within the limit and a thousand lines, or do so in the middle of a field, the first
         line stands alone, to become a dead letter, and the next one is read anew: one stray quote
         costs one row.
         """
@@ -220,7 +222,8 @@ class InputFile:
         while inside:
             line = self._next_line()
             size += len(line.data) + 1 if line else 0
-            if line is None or line.part or size > self._limit:
+            too_long = size > self._limit or len(lines) >= _ROW_LINES
+            if line is None or line.part or too_long:
                 self._pushed_back.extend(lines[1:] + ([line] if line else []))
                 return first
             lines.append(line)
@@ -287,6 +290,8 @@ def _is_row(row: bytes) -> bool:
 
 def _open(path: str) -> IO[bytes]:
     if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise WorkerError("standard input is closed", "name a file instead of -")
         return sys.stdin.buffer
     if path.endswith(".gz"):
         return gzip.open(path, "rb")  # type: ignore[return-value]

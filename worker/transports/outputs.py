@@ -32,19 +32,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class InputIdentity(_Strict):
-    """An input as it was when the run started."""
-
-    name: str
-    form: str
-    bytes: int
-    sha256: str
-
-
 class RunIdentity(_Strict):
-    """All that decides the bytes of the outputs."""
+    """All that decides the bytes of the outputs; `inputs` is a digest of their contents."""
 
-    inputs: tuple[InputIdentity, ...]
+    inputs: str
     model: str
     options: dict[str, str | int | bool | list[str] | None]
 
@@ -81,6 +72,8 @@ class _Checkpoint(_Strict):
     position: ReplayPosition = ReplayPosition()
     labels: _Written = _Written()
     letters: _Written = _Written()
+    # Before the first dead letter, a file of that name is someone else's.
+    letters_begun: bool = False
     totals: Totals = Totals()
     finished: bool = False
 
@@ -134,7 +127,7 @@ class StreamedOutputs:
         self._labels_path = labels or Path("standard output")
         self._letters_path = letters
         self._letters: IO[bytes] | None = None
-        self._labels = sys.stdout.buffer if labels is None else _open_new(labels, overwrite)
+        self._labels = _standard_output() if labels is None else _open_new(labels, overwrite)
 
     def write(
         self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
@@ -142,7 +135,7 @@ class StreamedOutputs:
         """Append lines; the dead letters first, so that none is missing where labels go on."""
         if letters:
             if self._letters is None:
-                self._letters = _open_append(self._letters_path)
+                self._letters = _open_append(self._letters_path, fcntl.LOCK_SH)
             with _Told(self._letters_path):
                 self._letters.write(_lines(letters))
                 self._letters.flush()
@@ -159,8 +152,10 @@ class StreamedOutputs:
     def close(self) -> None:
         """Close the files; standard output stays open."""
         for file in (self._letters, self._labels):
-            if file is not None and file is not sys.stdout.buffer:
-                file.close()
+            if file is not None and file is not getattr(sys.stdout, "buffer", None):
+                # What could not be written was said already.
+                with suppress(OSError):
+                    file.close()
 
 
 class CheckpointedOutputs:
@@ -174,7 +169,8 @@ class CheckpointedOutputs:
             WorkerError: they cannot be written, or another run is writing them.
 
         """
-        self._path = labels.with_name(labels.name + ".checkpoint")
+        self._path = checkpoint_of(labels)
+        self._letters_path = letters
         self._labels = _AppendFile(labels)
         self._letters = _AppendFile(letters)
         try:
@@ -206,9 +202,8 @@ class CheckpointedOutputs:
         try:
             self._append(labels, letters, position)
         except WorkerError:
-            for file, written in ((self._labels, before.labels), (self._letters, before.letters)):
-                with suppress(WorkerError):
-                    file.cut(written)
+            with suppress(WorkerError):
+                self._cut_back(before)
             raise
 
     def finish(self) -> None:
@@ -228,20 +223,29 @@ class CheckpointedOutputs:
         if checkpoint is None:
             if not overwrite:
                 _refuse_foreign(labels, letters)
-            checkpoint = _Checkpoint(run=run)
+            checkpoint = _Checkpoint(run=run, letters_begun=overwrite and letters.exists())
             _write_checkpoint(self._path, checkpoint)
         _compare(self._path, checkpoint.run, run)
-        self._labels.cut(checkpoint.labels)
-        if letters.exists() or checkpoint.letters.bytes:
+        self._labels.check(checkpoint.labels)
+        if checkpoint.letters_begun:
             self._letters.open()
-            self._letters.cut(checkpoint.letters)
+            self._letters.check(checkpoint.letters)
+        if not checkpoint.finished:
+            self._cut_back(checkpoint)
         return checkpoint
+
+    def _cut_back(self, checkpoint: _Checkpoint) -> None:
+        self._labels.cut(checkpoint.labels)
+        self._letters.cut(checkpoint.letters)
 
     def _append(
         self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
     ) -> None:
         self._labels.append(_lines(labels))
         if letters:
+            if not self._checkpoint.letters_begun:
+                _refuse_foreign(self._letters_path)
+                self._advance(letters_begun=True)
             self._letters.open()
             self._letters.append(_lines(letters))
         self._advance(
@@ -274,20 +278,10 @@ class _AppendFile:
         """Open the file, make it where there is none, and lock other runs out."""
         if self._file is not None:
             return
-        file = _open_append(self._path)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise WorkerError(
-                f"another run is writing {self._path}", "wait for it, or name another file"
-            ) from None
-        self._file = file
+        self._file = _open_append(self._path, fcntl.LOCK_EX)
 
-    def cut(self, written: _Written) -> None:
-        """Cut the file to what was written, and check that it is still that."""
-        if self._file is None:
-            return
+    def check(self, written: _Written) -> None:
+        """Check that the file still starts with what was written."""
         self._digest, self._bytes = hashlib.sha256(), 0
         with _Told(self._path), self._path.open("rb") as file:
             while block := file.read(min(_READ_BYTES, written.bytes - self._bytes)):
@@ -298,8 +292,13 @@ class _AppendFile:
                 f"{self._path} is not what the checkpoint of its run says it is",
                 "restore it, or start anew with --overwrite",
             )
-        with _Told(self._path):
-            os.ftruncate(self._file.fileno(), written.bytes)
+
+    def cut(self, written: _Written) -> None:
+        """Cut off what is beyond, after a check."""
+        if self._file is not None:
+            self.check(written)
+            with _Told(self._path):
+                os.ftruncate(self._file.fileno(), written.bytes)
 
     def append(self, data: bytes) -> None:
         """Append and sync."""
@@ -351,7 +350,7 @@ def _read_checkpoint(path: Path) -> _Checkpoint | None:
 
 
 def _write_checkpoint(path: Path, checkpoint: _Checkpoint) -> None:
-    new = path.with_name(path.name + ".new")
+    new = replacement_of(path)
     with _Told(path, "run the same command again once there is room: it continues"):
         with new.open("w", encoding="utf-8") as file:
             file.write(checkpoint.model_dump_json(indent=1) + "\n")
@@ -363,6 +362,11 @@ def _write_checkpoint(path: Path, checkpoint: _Checkpoint) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def replacement_of(checkpoint: Path) -> Path:
+    """Return where a checkpoint is written before it takes its place."""
+    return checkpoint.with_name(checkpoint.name + ".new")
 
 
 def _compare(path: Path, before: RunIdentity, now: RunIdentity) -> None:
@@ -390,16 +394,41 @@ def _refuse_foreign(*paths: Path) -> None:
             )
 
 
-def _open_append(path: Path) -> IO[bytes]:
+def _open_append(path: Path, lock: int) -> IO[bytes]:
+    """Open a file to append to, and lock it: alone, or with others that only append."""
     with _Told(path):
-        return path.open("ab")
+        file = path.open("ab")
+    try:
+        fcntl.flock(file, lock | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise WorkerError(
+            f"another run is writing {path}", "wait for it, or name another file"
+        ) from None
+    return file
 
 
 def _open_new(path: Path, overwrite: bool) -> IO[bytes]:  # noqa: FBT001 - private, named by its one caller
+    """Open a file for a run that keeps no checkpoint; one of an earlier run does not fit it."""
     if not overwrite:
         _refuse_foreign(path)
-    with _Told(path):
-        return path.open("wb")
+    file = _open_append(path, fcntl.LOCK_EX)
+    if path.is_file():
+        with _Told(path):
+            file.truncate(0)
+            checkpoint_of(path).unlink(missing_ok=True)
+    return file
+
+
+def _standard_output() -> IO[bytes]:
+    if sys.stdout is None:
+        raise WorkerError("standard output is closed", "name a file with -o")
+    return sys.stdout.buffer
+
+
+def checkpoint_of(labels: Path) -> Path:
+    """Return where the checkpoint of an output stands."""
+    return labels.with_name(labels.name + ".checkpoint")
 
 
 def _lines(lines: Sequence[bytes]) -> bytes:
