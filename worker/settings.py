@@ -30,6 +30,8 @@ from worker.telemetry.logs import log
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from pydantic_core import ErrorDetails
+
 PREFIX: Final = "WORKER_"
 NESTING: Final = "__"
 # What Kubernetes puts into the environment of every pod for a Service called worker, or
@@ -37,6 +39,27 @@ NESTING: Final = "__"
 KUBERNETES: Final = re.compile(
     r"WORKER_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
 )
+
+
+# What a value must be, by pydantic's type of error; the braces hold what the setting demands.
+_DEMANDS: Final = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a table",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than_equal": "at least {ge}",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "model_type": "a table",
+    "path_type": "a path",
+    "string_too_short": "not empty",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
 
 
 class _Group(BaseModel):
@@ -155,8 +178,8 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
     try:
         return Sources(**flags)
     except ValidationError as error:
-        problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        raise _explain(problem["loc"], problem["type"], problem["msg"], flags, config) from None
+        problem = error.errors(include_input=False, include_url=False)[0]
+        raise _explain(problem, flags, config) from None
     except SettingsError as error:
         field = re.search(r'field "(\w+)"', str(error))
         raise ConfigurationError(
@@ -204,13 +227,10 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _explain(
-    location: tuple[int | str, ...],
-    kind: str,
-    message: str,
-    flags: Mapping[str, Any],
-    config: Path | None,
+    problem: ErrorDetails, flags: Mapping[str, Any], config: Path | None
 ) -> ConfigurationError:
     """Say which setting is wrong, and where it was set; the value is not repeated."""
+    location = problem["loc"]
     name = ".".join(str(part) for part in location)
     if _has(flags, location):
         source = "on the command line"
@@ -218,13 +238,15 @@ def _explain(
         source = f"in the environment ({variable})"
     else:
         source = f"in {config}"
-    if kind == "extra_forbidden":
+    if problem["type"] == "extra_forbidden":
         settings = [".".join(path) for path in _paths(Settings)]
         nearest = difflib.get_close_matches(name, settings, n=1)
         advice = f"did you mean {nearest[0]}?" if nearest else "see configs/worker.toml"
         return ConfigurationError(f"{name}, {source}, is not a setting", advice)
+    demand = _DEMANDS.get(problem["type"], "of another form, see configs/worker.toml")
     return ConfigurationError(
-        f"the setting {name}, {source}, is wrong: {message[0].lower()}{message[1:]}",
+        f"the setting {name}, {source}, is wrong: it must be "
+        + demand.format(**problem.get("ctx", {}))
     )
 
 
