@@ -27,11 +27,13 @@ test: $(VENV)/.all
 # Makes the built-in model again: make model DATA=folder with GoEmotions' ekman files.
 model: $(VENV)/.all
 	test -n "$(DATA)"
-	rm -rf build/emotion worker/models/emotion
+	rm -rf build/emotion build/model
 	$(VENV)/bin/worker finetune --train $(DATA)/train.tsv --dev $(DATA)/dev.tsv \
 		--label-names $(DATA)/labels.txt -o build/emotion
-	$(VENV)/bin/worker prepare build/emotion -o worker/models/emotion --max-tokens 256 \
+	$(VENV)/bin/worker prepare build/emotion -o build/model --name emotion --max-tokens 256 \
 		--eval $(DATA)/dev.tsv --label-names $(DATA)/labels.txt
+	rm -rf worker/models/emotion
+	mv build/model worker/models/emotion
 	$(VENV)/bin/worker evaluate worker/models/emotion $(DATA)/test.tsv \
 		--label-names $(DATA)/labels.txt
 

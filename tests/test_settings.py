@@ -253,7 +253,9 @@ def test_a_threshold_outside_of_0_and_1_is_an_error(value: str) -> None:
 @pytest.mark.usefixtures("environment")
 def test_a_wrong_value_is_an_error_even_where_the_file_has_a_right_one(tmp_path: Path) -> None:
     config = toml(tmp_path, "cache.disk_bytes = 2000000")
-    with pytest.raises(ConfigurationError, match=r"\(WORKER_CACHE__DISK_BYTES\), is wrong: it must be"):
+    with pytest.raises(
+        ConfigurationError, match=r"\(WORKER_CACHE__DISK_BYTES\), is wrong: it must be"
+    ):
         load_settings(config, {})
 
 

@@ -26,9 +26,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from worker.build.checkpoint import (
     TASK_OF_PROBLEM_TYPE,
+    Checkpoint,
     encode,
     load_tokenizer,
-    predict_logits,
     quiet_transformers,
 )
 from worker.build.emoji import add_emoji
@@ -332,15 +332,16 @@ def _save(
     tokenizer: Tokenizer,
     folder: Path,
 ) -> Quality:
-    model.eval()  # type: ignore[no-untyped-call]
-    encodings = encode(tokenizer, [example.text for example in data.dev], options.max_tokens)
-    scores = np.array([scores_of(data.task, row) for row in predict_logits(model, encodings)])
+    model.save_pretrained(folder)
+    _as_transformers(tokenizer, options.max_tokens).save_pretrained(folder)
+    # Loaded anew: the Trainer has wrapped the model in its own precision.
+    checkpoint = Checkpoint.load(folder)
+    scores = checkpoint.scores([example.text for example in data.dev], options.max_tokens)
     truth = _truth(data, _targets(data, data.dev))
     thresholds = _thresholds(data, scores, truth)
     quality = _measure(data, scores, thresholds, truth)
-    model.config.thresholds = dict(zip(data.labels, thresholds, strict=True))
-    model.save_pretrained(folder)
-    _as_transformers(tokenizer, options.max_tokens).save_pretrained(folder)
+    checkpoint.model.config.thresholds = dict(zip(data.labels, thresholds, strict=True))
+    checkpoint.model.config.save_pretrained(folder)
     training = {"options": _plain(options), "dev": quality.as_dict()}
     (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
     return quality
