@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import graphlib
 import json
-import logging
 import os
 import re
 import subprocess
@@ -14,7 +13,6 @@ import sysconfig
 import unicodedata
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -24,9 +22,6 @@ import worker
 from worker import cli
 from worker.cli import main
 from worker.view import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SOURCE = Path(cli.__file__).parent
 COMMANDS = ["replay", "view", "evaluate", "finetune", "prepare"]
@@ -105,19 +100,10 @@ def test_wrong_usage_is_refused_and_so_are_abbreviations(
 
 
 @pytest.fixture
-def _logger_as_before() -> Iterator[None]:
-    logger = logging.getLogger("worker")
-    before = logger.handlers, logger.level, logger.propagate
-    yield
-    logger.handlers, logger.level, logger.propagate = before
-
-
-@pytest.fixture
 def _empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.usefixtures("_logger_as_before")
 def test_each_flag_of_replay_sets_its_setting(tmp_path: Path) -> None:
     config = tmp_path / "my.toml"
     config.write_text("engine.token_budget = 64", encoding="utf-8")

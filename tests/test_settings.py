@@ -389,7 +389,6 @@ def names_in(content: str) -> set[str]:
     return names
 
 
-@pytest.mark.skipif(not EXAMPLE.exists(), reason="there is no example yet")
 def test_the_example_names_every_setting_and_changes_none() -> None:
     assert load_settings(EXAMPLE, {}).model_dump() == load_settings(None, {}).model_dump()
     assert {".".join(path) for path in SETTINGS} <= names_in(EXAMPLE.read_text(encoding="utf-8"))

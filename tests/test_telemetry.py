@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -18,15 +17,7 @@ from worker.telemetry.logs import configure_logs, log
 from worker.telemetry.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-@pytest.fixture
-def _logger_as_before() -> Iterator[None]:
-    logger = logging.getLogger("worker")
-    before = logger.handlers, logger.level, logger.propagate
-    yield
-    logger.handlers, logger.level, logger.propagate = before
+    from collections.abc import Callable
 
 
 def output_of(code: str) -> subprocess.CompletedProcess[str]:
@@ -61,7 +52,6 @@ LOG = (
 )
 
 
-@pytest.mark.usefixtures("_logger_as_before")
 def test_logs_are_json_lines_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs("info", "auto")
     log.info("model loaded", name="émotion\n", labels=7)
@@ -74,7 +64,6 @@ def test_logs_are_json_lines_on_standard_error(capsys: pytest.CaptureFixture[str
     assert output.out == ""
 
 
-@pytest.mark.usefixtures("_logger_as_before")
 def test_logs_are_for_people_where_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs("info", "console")
     log.info("model loaded", labels=7)
@@ -94,7 +83,6 @@ def test_logs_on_a_terminal_are_json_lines_where_asked_for() -> None:
     assert json.loads(on_a_terminal(LOG.format("json")))["event"] == "model loaded"
 
 
-@pytest.mark.usefixtures("_logger_as_before")
 @pytest.mark.parametrize(
     ("level", "told"),
     [
@@ -116,7 +104,6 @@ def test_less_than_the_level_is_not_told(
     assert [json.loads(line)["level"] for line in lines] == told
 
 
-@pytest.mark.usefixtures("_logger_as_before")
 def test_configuring_twice_does_not_tell_twice(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs("info", "json")
     configure_logs("info", "json")

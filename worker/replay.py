@@ -103,7 +103,7 @@ def _run(
             watch.close()
             classifier.close()
     if not ended:
-        tell(f"interrupted after {_totals(outputs)}; {_how_to_continue(files)}")
+        tell(f"interrupted after {_totals(outputs)}; {_how_to_continue(outputs)}")
         return stop.exit_code
     tell(f"done: {_totals(outputs)}, {watch.summary()}")
     if outputs.totals.dead_letters:
@@ -292,7 +292,7 @@ def _totals(outputs: Outputs) -> str:
     return f"{labelled:,} labelled, {letters:,} dead letter{'' if letters == 1 else 's'}"
 
 
-def _how_to_continue(files: ReplayFiles) -> str:
-    if files.output and STANDARD_INPUT not in files.inputs:
+def _how_to_continue(outputs: Outputs) -> str:
+    if isinstance(outputs, CheckpointedOutputs):
         return "run the same command again: it continues"
     return "without -o and files as inputs it cannot be continued"

@@ -226,11 +226,12 @@ class CheckpointedOutputs:
             checkpoint = _Checkpoint(run=run, letters_begun=overwrite and letters.exists())
             _write_checkpoint(self._path, checkpoint)
         _compare(self._path, checkpoint.run, run)
-        self._labels.check(checkpoint.labels)
         if checkpoint.letters_begun:
             self._letters.open()
+        if checkpoint.finished:
+            self._labels.check(checkpoint.labels)
             self._letters.check(checkpoint.letters)
-        if not checkpoint.finished:
+        else:
             self._cut_back(checkpoint)
         return checkpoint
 
@@ -276,12 +277,13 @@ class _AppendFile:
 
     def open(self) -> None:
         """Open the file, make it where there is none, and lock other runs out."""
-        if self._file is not None:
-            return
-        self._file = _open_append(self._path, fcntl.LOCK_EX)
+        if self._file is None:
+            self._file = _open_append(self._path, fcntl.LOCK_EX)
 
     def check(self, written: _Written) -> None:
-        """Check that the file still starts with what was written."""
+        """Check that the file, if it was opened, still starts with what was written."""
+        if self._file is None:
+            return
         self._digest, self._bytes = hashlib.sha256(), 0
         with _Told(self._path), self._path.open("rb") as file:
             while block := file.read(min(_READ_BYTES, written.bytes - self._bytes)):
@@ -295,8 +297,8 @@ class _AppendFile:
 
     def cut(self, written: _Written) -> None:
         """Cut off what is beyond, after a check."""
+        self.check(written)
         if self._file is not None:
-            self.check(written)
             with _Told(self._path):
                 os.ftruncate(self._file.fileno(), written.bytes)
 
