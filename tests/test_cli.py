@@ -24,7 +24,7 @@ from worker.cli import main
 from worker.view import printable
 
 SOURCE = Path(cli.__file__).parent
-COMMANDS = ["replay", "view", "evaluate", "finetune", "prepare"]
+COMMANDS = ["replay", "run", "view", "evaluate", "finetune", "prepare"]
 MODULE = [sys.executable, "-m", "worker"]
 CONSOLE_SCRIPT = [str(Path(sysconfig.get_path("scripts")) / "worker")]
 HEAVY = {"onnxruntime", "numpy", "tokenizers", "pydantic", "diskcache"}
@@ -418,8 +418,9 @@ LAYERS = [
     {"worker", "worker.messages", "worker.settings"},
     {"worker.codec"},
     {"worker.transports"},
-    {"worker.pipeline"},
-    {"worker.replay", "worker.evaluate"},
+    {"worker.transports.kafka"},
+    {"worker.pipeline", "worker.runtime", "worker.watchdog"},
+    {"worker.replay", "worker.stream", "worker.evaluate"},
     {"worker.build"},
     {"worker.cli"},
     {"worker.__main__"},

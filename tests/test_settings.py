@@ -81,7 +81,12 @@ def takes_any_text(path: tuple[str, ...]) -> bool:
     return bool(kinds & {str, Path, SecretStr})
 
 
-PICKY = [path for path in SETTINGS if not takes_any_text(path)]
+PICKY = [
+    path
+    for path in SETTINGS
+    # Nearly any text is a list of topics.
+    if not takes_any_text(path) and path != ("kafka", "input_topics")
+]
 
 
 # Sources.

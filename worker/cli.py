@@ -83,6 +83,12 @@ def _replay(options: argparse.Namespace) -> int:
     return replay(files, settings)
 
 
+def _stream(options: argparse.Namespace) -> int:
+    from worker.stream import stream
+
+    return stream(_settings(options))
+
+
 def _view(options: argparse.Namespace) -> int:
     from worker.view import view
 
@@ -199,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_replay(commands)
+    _add_run(commands)
     _add_view(commands)
     _add_evaluate(commands)
     _add_finetune(commands)
@@ -277,6 +284,28 @@ def _add_replay(commands: Any) -> None:
         help="copy the text to the output",
     )
     _add_setting(parser, "--max-bytes", "input.max_bytes", "a longer line becomes a dead letter")
+    _add_running(parser)
+
+
+def _add_run(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "run",
+        "label the events of Kafka topics",
+        _stream,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="SIGTERM finishes the chunk in hand, commits, leaves the group and exits with 0.\n"
+        "Passwords come from the environment or from files, see configs/worker.toml.\n\n" + _EPILOG,
+    )
+    _add_setting(parser, "--brokers", "kafka.brokers", "host:port, separated by commas")
+    _add_setting(parser, "--input-topics", "kafka.input_topics", "separated by commas")
+    _add_setting(parser, "--output-topic", "kafka.output_topic", "where labels go")
+    _add_setting(parser, "--dead-letter-topic", "kafka.dead_letter_topic", "and dead letters")
+    _add_setting(parser, "--group", "kafka.group", "the consumer group")
+    _add_setting(parser, "--guarantee", "kafka.guarantee", "at-least-once or exactly-once")
+    _add_setting(parser, "--start", "kafka.start", "of a new group: earliest or latest")
+    _add_setting(parser, "--processes", "run.processes", "consumer processes")
+    _add_setting(parser, "--listen", "run.listen", "host:port of metrics and health, or off")
     _add_running(parser)
 
 

@@ -11,23 +11,27 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from worker.messages import DeadLetter, ErrorKind, Event, Labelled, Record
+from worker.messages import DeadLetter, ErrorKind, Event, Item, Labelled, Place, Record, Skipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    Decoder: TypeAlias = Callable[[Record], Event | DeadLetter]
+    Decoder: TypeAlias = Callable[[Record], Item]
 
 OUTPUT_FIELDS: Final = ("id", "labels", "scores", "model", "digest", "text")
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Which fields of a record to read; `keep` are copied to the output as they are."""
+    """Which fields of a record to read.
+
+    `keep` are copied to the output as they are; where `skip` is true, no label is asked for.
+    """
 
     text: str = "text"
     id: str = "id"
     keep: tuple[str, ...] = ()
+    skip: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +65,13 @@ def encode_dead_letter(letter: DeadLetter) -> bytes:
     The original bytes stand in `value`, or in `value_base64` where they are not UTF-8.
     """
     place = letter.record.place
-    content: dict[str, object] = {
-        "source": place.source,
-        "line": place.line,
-        "kind": letter.kind,
-        "reason": letter.reason,
-    }
-    if place.part:
+    content: dict[str, object] = (
+        {"source": place.source, "line": place.line}
+        if isinstance(place, Place)
+        else {"topic": place.topic, "partition": place.partition, "offset": place.offset}
+    )
+    content |= {"kind": letter.kind, "reason": letter.reason}
+    if isinstance(place, Place) and place.part:
         content["part"] = place.part
     try:
         content["value"] = letter.record.value.decode()
@@ -76,7 +80,7 @@ def encode_dead_letter(letter: DeadLetter) -> bytes:
     return _utf8(_dump(content))
 
 
-def decode_text(record: Record) -> Event | DeadLetter:
+def decode_text(record: Record) -> Item:
     """Take the whole record as a text; its place is its id."""
     try:
         return Event(record, str(record.place), record.value.decode())
@@ -87,7 +91,7 @@ def decode_text(record: Record) -> Event | DeadLetter:
 def json_decoder(fields: Fields) -> Decoder:
     """Return a decoder of JSON objects."""
 
-    def decode(record: Record) -> Event | DeadLetter:
+    def decode(record: Record) -> Item:
         try:
             content = _json.decode(record.value.decode())
         except UnicodeDecodeError:
@@ -108,7 +112,7 @@ def json_decoder(fields: Fields) -> Decoder:
 def row_decoder(columns: Sequence[str], fields: Fields, delimiter: str) -> Decoder:
     """Return a decoder of rows under a header: TSV where the delimiter is a tab, else CSV."""
 
-    def decode(record: Record) -> Event | DeadLetter:
+    def decode(record: Record) -> Item:
         try:
             cells = split_row(record.value, delimiter)
         except UnicodeDecodeError:
@@ -139,7 +143,9 @@ def split_row(row: bytes, delimiter: str) -> list[str]:
     return rows[0] if rows else [""]
 
 
-def _event(record: Record, content: Mapping[str, Any], fields: Fields) -> Event | DeadLetter:
+def _event(record: Record, content: Mapping[str, Any], fields: Fields) -> Item:
+    if fields.skip and content.get(fields.skip) in (True, "true"):
+        return Skipped(record)
     text = content.get(fields.text)
     if not isinstance(text, str):
         problem = "is not a string" if fields.text in content else "is missing"

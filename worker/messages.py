@@ -22,11 +22,14 @@ class ErrorKind(StrEnum):
     BAD_ROW = "bad-row"
     TOO_LARGE = "too-large"
     ENGINE = "engine"
+    DEADLY = "deadly"
+    REFUSED = "refused"
+    UNDECODABLE = "undecodable"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a record was read: a file and a line of it, from 1, or a topic and an offset.
+    """Where a record was read: a file and a line of it, from 1.
 
     `part` counts the pieces, from 1, of a line too long to be held in one; 0 is a whole line.
     """
@@ -41,11 +44,24 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Offset:
+    """Where a record was read: a topic, a partition of it, and an offset."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        """Return the place as it stands in ids."""
+        return f"{self.topic}-{self.partition}-{self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What a transport read: bytes as they came, and their place."""
 
     value: bytes
-    place: Place
+    place: Place | Offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,4 +91,12 @@ class DeadLetter:
     reason: str
 
 
-Outcome: TypeAlias = Labelled | DeadLetter
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that asks for no label: it has no value, or says so."""
+
+    record: Record
+
+
+Item: TypeAlias = Event | DeadLetter | Skipped
+Outcome: TypeAlias = Labelled | DeadLetter | Skipped

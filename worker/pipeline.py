@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from worker.classifier import Classifier
-    from worker.messages import Outcome
+    from worker.messages import Item, Outcome
     from worker.transports.base import ChunkT, Transport
 
 
@@ -46,8 +46,8 @@ def run(
     return True
 
 
-def label(classifier: Classifier, items: Sequence[Event | DeadLetter]) -> list[Outcome]:
-    """Return the outcome of each item, in order; dead letters pass through.
+def label(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
+    """Return the outcome of each item, in order; what is no event passes through.
 
     Raises:
         EngineError: the model fails on every text.

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from worker import pipeline
 from worker.artifact import BUILT_IN_MODEL, load_artifact
-from worker.cache import DiskCache
-from worker.classifier import Classifier
-from worker.codec import OUTPUT_FIELDS, Fields, LabelEncoder
+from worker.codec import LabelEncoder
 from worker.errors import ConfigurationError, WorkerError
+from worker.runtime import fields_of, open_classifier
 from worker.signals import StopSignal
-from worker.telemetry.logs import log
 from worker.telemetry.progress import Progress, tell
 from worker.transports.files import FileChunk, FileTransport, Source
 from worker.transports.formats import (
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from worker.artifact import Artifact
+    from worker.classifier import Classifier
+    from worker.codec import Fields
     from worker.messages import Outcome
     from worker.settings import Settings
 
@@ -67,7 +67,7 @@ def replay(files: ReplayFiles, settings: Settings) -> int:
 
     """
     sources = _sources(files)
-    fields = _fields(settings)
+    fields = fields_of(settings.input)
     artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
     _try_inputs(sources, fields, settings.input.max_bytes)
     outputs = _outputs(files, sources, settings, artifact)
@@ -80,7 +80,7 @@ def replay(files: ReplayFiles, settings: Settings) -> int:
         name, digest = artifact.manifest.name, artifact.digest
         encoder = LabelEncoder(name, digest, include_text=settings.include_text)
         transport = FileTransport(sources, fields, settings.input.max_bytes, outputs, encoder)
-        return _run(files, transport, outputs, _classifier(settings, artifact))
+        return _run(files, transport, outputs, open_classifier(settings, artifact))
     finally:
         outputs.close()
 
@@ -200,30 +200,6 @@ def _readable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _fields(settings: Settings) -> Fields:
-    taken = sorted(set(settings.input.keep) & set(OUTPUT_FIELDS))
-    if taken:
-        raise ConfigurationError(
-            f"fields to keep are named like fields of the output: {', '.join(taken)}",
-            "the output has these anyway, or rename them in the input",
-        )
-    return Fields(settings.input.text_field, settings.input.id_field, settings.input.keep)
-
-
-def _classifier(settings: Settings, artifact: Artifact) -> Classifier:
-    folder = settings.cache_directory
-    disk = DiskCache(folder, settings.cache.disk_bytes) if folder else None
-    entries = settings.cache.memory_entries if settings.cache.enabled else 0
-    classifier = Classifier(artifact, disk, entries, settings.engine.token_budget)
-    log.info(
-        "model loaded",
-        model=artifact.manifest.name,
-        digest=artifact.digest,
-        int8_products="u8 x u8, slower" if classifier.engine.exact_products else "u8 x s8",
-    )
-    return classifier
-
-
 def _outputs(
     files: ReplayFiles, sources: Sequence[Source], settings: Settings, artifact: Artifact
 ) -> Outputs:
@@ -241,6 +217,7 @@ def _outputs(
             "text_field": settings.input.text_field,
             "id_field": settings.input.id_field,
             "keep": list(settings.input.keep),
+            "skip_field": settings.input.skip_field,
             "max_bytes": settings.input.max_bytes,
             "include_text": settings.include_text,
             "dead_letters": _readable(letters.name),

@@ -8,12 +8,23 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -48,6 +59,8 @@ _DEMANDS: Final = {
     "dict_type": "a table",
     "float_parsing": "a number",
     "float_type": "a number",
+    "form": "{demand}",
+    "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
@@ -58,6 +71,7 @@ _DEMANDS: Final = {
     "path_type": "a path",
     "string_too_short": "not empty",
     "string_type": "text",
+    "too_short": "not empty",
     "tuple_type": "a list",
 }
 
@@ -74,6 +88,10 @@ class InputSettings(_Group):
     )
     id_field: Annotated[str, Field(min_length=1, description="the field that holds the id")] = "id"
     keep: Annotated[tuple[str, ...], Field(description="fields that are copied to the output")] = ()
+    skip_field: Annotated[
+        str | None,
+        Field(min_length=1, description="events in which this field is true are not labelled"),
+    ] = None
     max_bytes: Annotated[
         int, Field(ge=1, le=2**30, description="a longer message becomes a dead letter")
     ] = 2**20
@@ -100,6 +118,158 @@ class EngineSettings(_Group):
     token_budget: Annotated[int, Field(ge=1, le=2**16, description="tokens in a batch")] = (
         DEFAULT_TOKEN_BUDGET
     )
+
+
+class TlsSettings(_Group):
+    """How connections to the brokers are encrypted."""
+
+    enabled: Annotated[bool, Field(description="encrypt connections")] = False
+    ca: Annotated[Path | None, Field(description="PEM; by default the system's")] = None
+    certificate: Annotated[Path | None, Field(description="of this client, for mutual TLS")] = None
+    key: Annotated[Path | None, Field(description="of the certificate")] = None
+    key_password: Annotated[SecretStr | None, Field(description="of the key")] = None
+    key_password_file: Annotated[Path | None, Field(description="a file that holds it")] = None
+    check_hostname: Annotated[bool, Field(description="compare with the certificate")] = True
+
+
+class SaslSettings(_Group):
+    """Who the worker is to the brokers."""
+
+    mechanism: Annotated[
+        Literal["none", "plain", "scram-sha-256", "scram-sha-512"],
+        Field(description="how to log in"),
+    ] = "none"
+    username: Annotated[str | None, Field(description="to log in with")] = None
+    password: Annotated[SecretStr | None, Field(description="to log in with")] = None
+    password_file: Annotated[Path | None, Field(description="a file that holds it")] = None
+
+
+def _names(value: object) -> object:
+    """Split text at commas, as a list of brokers or topics is usually written."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _form(pattern: str, demand: str) -> AfterValidator:
+    """Return a check of text against a pattern; `demand` says in words what it asks for."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise PydanticCustomError("form", "{demand}", {"demand": demand})
+        return value
+
+    return AfterValidator(check)
+
+
+_Name = Annotated[str, Field(min_length=1)]
+_Broker = Annotated[str, _form(r".+:\d{1,5}", "host:port")]
+# Kafka's own rule, from its Topic class.
+_Topic = Annotated[
+    str, _form(r"[a-zA-Z0-9._-]{1,249}", "a topic: letters, digits, dot, dash, underscore")
+]
+_Brokers = Annotated[tuple[_Broker, ...], NoDecode, BeforeValidator(_names), Field(min_length=1)]
+_Topics = Annotated[tuple[_Topic, ...], NoDecode, BeforeValidator(_names), Field(min_length=1)]
+
+
+class KafkaSettings(_Group):
+    """Where events come from and labels go to, and with what guarantee."""
+
+    brokers: Annotated[_Brokers, Field(description="host:port, separated by commas")] = (
+        "localhost:9092",
+    )
+    input_topics: Annotated[_Topics, Field(description="to read, separated by commas")] = ("chat",)
+    output_topic: Annotated[_Topic, Field(description="where labels go")] = "labels"
+    dead_letter_topic: Annotated[_Topic, Field(description="what could not be labelled")] = (
+        "dead-letters"
+    )
+    format: Annotated[
+        Literal["json", "text"], Field(description="what a record of an input topic holds")
+    ] = "json"
+    group: Annotated[_Name, Field(description="the consumer group")] = "chat-label-worker"
+    client_id: Annotated[_Name, Field(description="in the brokers' logs and quotas")] = "worker"
+    guarantee: Annotated[
+        Literal["at-least-once", "exactly-once"], Field(description="what a fault may cost")
+    ] = "at-least-once"
+    start: Annotated[
+        Literal["earliest", "latest"], Field(description="where a group begins that is new")
+    ] = "earliest"
+    assignment: Annotated[
+        Literal["cooperative", "range"], Field(description="how partitions are shared out")
+    ] = "cooperative"
+    transactional_id: Annotated[
+        str | None,
+        Field(min_length=1, description="unique among living workers; by default a random one"),
+    ] = None
+    pass_key: Annotated[bool, Field(description="give labels the key of their event")] = True
+    pass_headers: Annotated[bool, Field(description="and its headers")] = True
+    compression: Annotated[
+        Literal["none", "gzip", "snappy", "lz4", "zstd"], Field(description="of what is sent")
+    ] = "none"
+    max_message_bytes: Annotated[
+        int, Field(ge=1024, le=2**30, description="no larger message is sent")
+    ] = 2**20
+    chunk_records: Annotated[
+        int, Field(ge=1, le=10_000, description="bound of a chunk, in records")
+    ] = 2048
+    chunk_seconds: Annotated[
+        float, Field(gt=0, le=30, description="bound of a chunk, in time to label it")
+    ] = 0.5
+    commit_interval_seconds: Annotated[
+        float, Field(ge=0, le=10, description="least time between transactions")
+    ] = 0.05
+    deadline_seconds: Annotated[
+        float, Field(ge=1, le=3600, description="a chunk is abandoned after it, and done again")
+    ] = 30
+    max_poll_interval_seconds: Annotated[
+        float, Field(ge=2, le=7200, description="a worker that stalls longer leaves the group")
+    ] = 300
+    session_timeout_seconds: Annotated[
+        float, Field(ge=1, le=1800, description="a worker that is silent longer leaves the group")
+    ] = 15
+    transaction_timeout_seconds: Annotated[
+        float, Field(ge=1, le=900, description="how long a dead worker holds its successor back")
+    ] = 15
+    request_timeout_seconds: Annotated[
+        float, Field(ge=0.5, le=300, description="after which a request to a broker is repeated")
+    ] = 10
+    tls: TlsSettings = TlsSettings()
+    sasl: SaslSettings = SaslSettings()
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if 2 * self.deadline_seconds > self.max_poll_interval_seconds:
+            raise ValueError(
+                "kafka.max_poll_interval_seconds must be at least twice kafka.deadline_seconds"
+            )
+        topics = [*self.input_topics, self.output_topic, self.dead_letter_topic]
+        if len(set(topics)) < len(topics):
+            raise ValueError("kafka's input, output and dead-letter topics must all be different")
+        if (self.tls.certificate is None) != (self.tls.key is None):
+            raise ValueError("kafka.tls.certificate and kafka.tls.key need each other")
+        if self.sasl.mechanism != "none" and not (
+            self.sasl.username and (self.sasl.password or self.sasl.password_file)
+        ):
+            raise ValueError(
+                "kafka.sasl.mechanism needs kafka.sasl.username, and kafka.sasl.password or "
+                "kafka.sasl.password_file"
+            )
+        return self
+
+
+class RunSettings(_Group):
+    """How `worker run` starts, reports on itself and stops."""
+
+    processes: Annotated[int, Field(ge=1, le=1024, description="consumer processes")] = 1
+    listen: Annotated[
+        str,
+        _form(r"off|.+:\d{1,5}", "host:port, or off"),
+        Field(description="host:port of metrics and health, or off"),
+    ] = "127.0.0.1:9464"
+    stop_seconds: Annotated[
+        float, Field(ge=0, le=3600, description="to finish the chunk in hand when asked to stop")
+    ] = 6
+    stuck_seconds: Annotated[
+        float, Field(ge=5, le=86400, description="without progress, after which a process ends")
+    ] = 300
 
 
 class LogSettings(_Group):
@@ -137,6 +307,8 @@ class Settings(BaseSettings):
     input: InputSettings = InputSettings()
     cache: CacheSettings = CacheSettings()
     engine: EngineSettings = EngineSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    run: RunSettings = RunSettings()
     log: LogSettings = LogSettings()
 
     @property
@@ -231,13 +403,15 @@ def _explain(
 ) -> ConfigurationError:
     """Say which setting is wrong, and where it was set; the value is not repeated."""
     location = problem["loc"]
-    name = ".".join(str(part) for part in location)
+    name = ".".join(part for part in location if isinstance(part, str))
     if _has(flags, location):
         source = "on the command line"
     elif variable := _variable_of(location):
         source = f"in the environment ({variable})"
     else:
         source = f"in {config}"
+    if problem["type"] == "value_error":
+        return ConfigurationError(f"settings do not fit each other: {problem['ctx']['error']}")
     if problem["type"] == "extra_forbidden":
         settings = [".".join(path) for path in _paths(Settings)]
         nearest = difflib.get_close_matches(name, settings, n=1)
@@ -271,5 +445,6 @@ def _has(value: Any, location: tuple[int | str, ...]) -> bool:  # noqa: ANN401 -
         if isinstance(value, dict) and part in value:
             value = value[part]
         else:
-            return isinstance(value, list | tuple)
+            # A list may be one text, with commas.
+            return isinstance(value, list | tuple) or isinstance(part, int)
     return True

@@ -6,15 +6,17 @@ import signal
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 
 class StopSignal:
     """Remembers the first SIGINT or SIGTERM; a second one acts at once, as if there were none."""
 
-    def __init__(self) -> None:
-        """Remember nothing yet."""
+    def __init__(self, on_signal: Callable[[], None] = lambda: None) -> None:
+        """Remember nothing yet; `on_signal` is called with the first."""
         self.received: int | None = None
+        self._on_signal = on_signal
 
     def __enter__(self) -> Self:
         """Take the signals over."""
@@ -38,3 +40,4 @@ class StopSignal:
         self.received = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._on_signal()

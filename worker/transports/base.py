@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from worker.messages import DeadLetter, Event, Outcome
+    from worker.messages import Item, Outcome
 
 
 class ChunkAbandonedError(Exception):
@@ -30,7 +30,7 @@ class Chunk(Protocol):
     """What a transport hands out: decoded records, and the positions only it understands."""
 
     @property
-    def items(self) -> Sequence[Event | DeadLetter]:
+    def items(self) -> Sequence[Item]:
         """Return the records in order; a record that could not be read is a dead letter."""
 
 

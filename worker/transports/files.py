@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from worker.codec import Fields, LabelEncoder, encode_dead_letter
-from worker.messages import DeadLetter, ErrorKind, Event, Labelled, Place, Record
+from worker.messages import DeadLetter, ErrorKind, Item, Labelled, Place, Record
 from worker.transports.formats import InputFile
 from worker.transports.outputs import ReplayPosition
 
@@ -35,7 +35,7 @@ class Source:
 class FileChunk:
     """Records of one input, and the position after them."""
 
-    items: Sequence[Event | DeadLetter]
+    items: Sequence[Item]
     position: ReplayPosition
     bytes_read: int
 
@@ -98,7 +98,7 @@ class FileTransport:
         """Cut one input into chunks; the last one, maybe empty, moves to the next input."""
         index, name = position.input, self._sources[position.input].name
         rows = file.rows()
-        items: list[Event | DeadLetter] = []
+        items: list[Item] = []
         size = 0
         while True:
             ready = file.ready(0 if items else IDLE_SECONDS)
@@ -116,7 +116,7 @@ class FileTransport:
                 position = ReplayPosition(input=index, offset=offset, line=number, part=part)
         yield FileChunk(items, ReplayPosition(input=index + 1), file.bytes_read())
 
-    def _item(self, file: InputFile, name: str, line: Line) -> Event | DeadLetter:
+    def _item(self, file: InputFile, name: str, line: Line) -> Item:
         record = Record(line.data, Place(name, line.number, line.part))
         if line.part or len(line.data) > self._max_bytes:
             reason = f"the line is longer than {self._max_bytes} bytes"

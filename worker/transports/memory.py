@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from worker.messages import DeadLetter, Event, Outcome, Place, Record
+from worker.messages import Item, Outcome, Place, Record
 from worker.transports.base import ChunkAbandonedError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class MemoryChunk:
     """Records of some partitions; `positions` are the next offsets after them."""
 
-    items: Sequence[Event | DeadLetter]
+    items: Sequence[Item]
     positions: Mapping[int, int]
     generation: int
 
@@ -89,7 +89,7 @@ class MemoryTransport:
 
     def _poll(self) -> MemoryChunk:
         # Every chunk starts from the committed positions: that is what rewinds an abandoned one.
-        items: list[Event | DeadLetter] = []
+        items: list[Item] = []
         positions = {}
         for partition in self._topic.assignment(self):
             start = self._topic.committed.get(partition, 0)

@@ -1,0 +1,94 @@
+"""Kafka for tests: one broker, one that asks for a login, and three of which any may go.
+
+Each starts when a test first asks for it, and runs again after a test that stopped, killed or
+paused a part of it. `TEST_KAFKA` may name the bootstrap servers of a Kafka that runs already: it
+takes the place of the one broker, and tests that must handle its process skip.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from itertools import count
+from secrets import token_hex
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kafka.broker import Cluster, Kafka, Node, SecureCluster, missing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    """Return Kafka of one broker."""
+    if address := os.environ.get("TEST_KAFKA"):
+        yield Kafka(address)
+        return
+    _require_broker()
+    with Cluster(tmp_path_factory.mktemp("kafka")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def secure_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureCluster]:
+    """Return Kafka that asks for a login."""
+    _require_broker()
+    with SecureCluster(tmp_path_factory.mktemp("secure-kafka")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def kafka_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Return Kafka of three brokers, of which any may go."""
+    _require_broker()
+    with Cluster(tmp_path_factory.mktemp("kafka-cluster"), size=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_left_for_other_tests() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _sockets_of_kafka_python() -> None:
+    # It lets the garbage collector close the sockets of connections that were refused.
+    warnings.filterwarnings("ignore", r"unclosed <(socket|ssl)", ResourceWarning)
+
+
+@pytest.fixture(autouse=True)
+def _all_run_again(request: pytest.FixtureRequest) -> Iterator[None]:
+    names = {"kafka", "secure_kafka", "kafka_cluster"} & set(request.fixturenames)
+    used = [request.getfixturevalue(name) for name in names]
+    yield
+    for each in used:
+        if isinstance(each, Cluster):
+            each.revive()
+
+
+@pytest.fixture
+def kafka_node(kafka: Kafka) -> Node:
+    """Return the process of the one broker."""
+    if not isinstance(kafka, Cluster):
+        pytest.skip("TEST_KAFKA names a Kafka that is not ours to handle")
+    return kafka.node
+
+
+@pytest.fixture
+def topic_names() -> Iterator[str]:
+    """Return names for topics, groups and users, none of which was ever used."""
+    prefix = token_hex(4)
+    return (f"test-{prefix}-{number}" for number in count())
+
+
+def _require_broker() -> None:
+    reason = missing()
+    if reason is not None and os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    if reason is not None:
+        pytest.skip(reason)

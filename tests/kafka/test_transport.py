@@ -1,0 +1,173 @@
+"""Kafka as a transport holds the contract, with either guarantee, on a real broker."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+from kafka import KafkaConsumer
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import KafkaError
+
+from tests.transports.contract import (
+    RECORDS_A_PARTITION,
+    Harness,
+    Name,
+    TransportContract,
+    value_of,
+)
+from worker.codec import Fields, LabelEncoder, json_decoder
+from worker.settings import KafkaSettings
+from worker.transports.kafka.records import Message, MessageEncoder
+from worker.transports.kafka.transport import KafkaTransport, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kafka.consumer.fetcher import ConsumerRecord
+
+    from tests.kafka.broker import Kafka
+    from worker.messages import DeadLetter, Labelled
+    from worker.transports.base import Transport
+    from worker.transports.kafka.transport import KafkaChunk
+
+GUARANTEES = ["at-least-once", "exactly-once"]
+
+
+class MisdirectedEncoder(MessageEncoder):
+    """Sends the messages of one completion to a topic that does not exist."""
+
+    missing: str | None = None
+
+    def encode(self, source: ConsumerRecord, outcome: Labelled | DeadLetter) -> Message:
+        message = super().encode(source, outcome)
+        return replace(message, topic=self.missing) if self.missing else message
+
+
+class DrainingTransport(KafkaTransport):
+    """Ends when its partitions are drained, and hands out no empty chunk, as the contract's do."""
+
+    def chunks(self) -> Iterator[KafkaChunk]:
+        for chunk in super().chunks():
+            MisdirectedEncoder.missing = None
+            if chunk.items:
+                yield chunk
+            elif not chunk.items and self._settled and self.state.joined and self._is_drained():
+                return
+            else:
+                self.complete(chunk, [])
+
+    def _is_drained(self) -> bool:
+        assigned = self._live.assignment()
+        committed = {p: self._live.committed(p) for p in assigned}
+        return bool(assigned) and all(c == RECORDS_A_PARTITION for c in committed.values())
+
+
+class KafkaHarness(Harness):
+    partitions = 3
+
+    def __init__(self, kafka: Kafka, names: Iterator[str], guarantee: str) -> None:
+        self.kafka = kafka
+        self.settings = KafkaSettings(
+            brokers=(kafka.bootstrap,),
+            input_topics=(next(names),),
+            output_topic=next(names),
+            dead_letter_topic=next(names),
+            group=next(names),
+            guarantee=guarantee,
+            session_timeout_seconds=2,
+            request_timeout_seconds=1,
+            deadline_seconds=10,
+            chunk_records=100,
+        )
+        self.missing = next(names)
+        kafka.create_topic(self.settings.input_topics[0], partitions=self.partitions)
+        kafka.create_topic(self.settings.output_topic)
+        kafka.create_topic(self.settings.dead_letter_topic)
+        kafka.produce(
+            self.settings.input_topics[0],
+            [(None, value_of(p, n), [], p, None) for p, n in self.names()],
+        )
+        self._consumers: list[KafkaTransport] = []
+        self._threads: list[threading.Thread] = []
+
+    def consumer(self) -> KafkaTransport:
+        encoder = MisdirectedEncoder(
+            LabelEncoder("test", "0"),
+            self.settings.output_topic,
+            self.settings.dead_letter_topic,
+            self.settings.group,
+        )
+        limits = Limits(max_bytes=2**20, stuck_seconds=60)
+        consumer = DrainingTransport(self.settings, json_decoder(Fields()), encoder, limits)
+        self._consumers.append(consumer)
+        return consumer
+
+    def crash(self, consumer: Transport[Any]) -> None:
+        assert isinstance(consumer, KafkaTransport)
+        client = consumer._consumer
+        if client is not None:
+            # It is gone without a word, and the group finds out by its silence.
+            client._coordinator.maybe_leave_group = lambda **_: None
+        consumer.close(1)
+
+    def rebalance(self) -> None:
+        thread = threading.Thread(target=self._come_and_go)
+        thread.start()
+        self._threads.append(thread)
+
+    def fail_next_complete(self) -> None:
+        MisdirectedEncoder.missing = self.missing
+
+    def published(self) -> list[Name]:
+        labels = [
+            json.loads(record.value) for record in self.kafka.read(self.settings.output_topic)
+        ]
+        names = [label["id"] for label in labels]
+        letters = self.kafka.read(self.settings.dead_letter_topic)
+        names += [record.value.split(b'"')[3].decode() for record in letters]
+        return [(int(name.split("/")[0]), int(name.split("/")[1])) for name in names]
+
+    def close(self) -> None:
+        for consumer in self._consumers:
+            consumer.close(1)
+        for thread in self._threads:
+            thread.join()
+
+    def _come_and_go(self) -> None:
+        member = KafkaConsumer(
+            bootstrap_servers=self.settings.brokers,
+            group_id=self.settings.group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            session_timeout_ms=2000,
+            heartbeat_interval_ms=500,
+            partition_assignment_strategy=[CooperativeStickyAssignor],
+        )
+        member.subscribe(list(self.settings.input_topics))
+        try:
+            for _ in range(100):
+                member.poll(timeout_ms=100, max_records=1)
+                if member.assignment():
+                    break
+        except KafkaError:
+            pass
+        finally:
+            member.close()
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES, scope="class")
+class TestKafkaTransport(TransportContract):
+    @pytest.fixture
+    def harness(
+        self,
+        kafka: Kafka,
+        topic_names: Iterator[str],
+        guarantee: Literal["at-least-once", "exactly-once"],
+    ) -> Iterator[KafkaHarness]:
+        harness = KafkaHarness(kafka, topic_names, guarantee)
+        yield harness
+        harness.close()

@@ -1,0 +1,46 @@
+"""What every command that labels needs, made from the settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from worker.cache import DiskCache
+from worker.classifier import Classifier
+from worker.codec import OUTPUT_FIELDS, Fields
+from worker.errors import ConfigurationError
+from worker.telemetry.logs import log
+
+if TYPE_CHECKING:
+    from worker.artifact import Artifact
+    from worker.settings import InputSettings, Settings
+
+
+def fields_of(settings: InputSettings) -> Fields:
+    """Return which fields to read.
+
+    Raises:
+        ConfigurationError: a field to keep is named like one of the output.
+
+    """
+    taken = sorted(set(settings.keep) & set(OUTPUT_FIELDS))
+    if taken:
+        raise ConfigurationError(
+            f"fields to keep are named like fields of the output: {', '.join(taken)}",
+            "the output has these anyway, or rename them in the input",
+        )
+    return Fields(settings.text_field, settings.id_field, settings.keep, settings.skip_field)
+
+
+def open_classifier(settings: Settings, artifact: Artifact) -> Classifier:
+    """Load engine and caches."""
+    folder = settings.cache_directory
+    disk = DiskCache(folder, settings.cache.disk_bytes) if folder else None
+    entries = settings.cache.memory_entries if settings.cache.enabled else 0
+    classifier = Classifier(artifact, disk, entries, settings.engine.token_budget)
+    log.info(
+        "model loaded",
+        model=artifact.manifest.name,
+        digest=artifact.digest,
+        int8_products="u8 x u8, slower" if classifier.engine.exact_products else "u8 x s8",
+    )
+    return classifier

@@ -1,0 +1,1 @@
+"""Kafka as a transport: consume, label, publish, and lose nothing whatever dies."""

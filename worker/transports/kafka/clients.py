@@ -1,0 +1,192 @@
+"""Kafka clients made from the settings, and sentences of ours for what they raise.
+
+kafka-python's own messages may quote records and secrets, so they are never passed on.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from typing import TYPE_CHECKING, Any, Final
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka import errors as kafka_errors
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+
+from worker.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic import SecretStr
+
+    from worker.settings import KafkaSettings
+
+# Its log quotes records and is told in sentences of ours anyway.
+logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+# What the brokers, or someone who manages them, can set right while the worker waits.
+_SENTENCES: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (kafka_errors.SaslAuthenticationFailedError, "the brokers refuse the credentials"),
+    (kafka_errors.UnsupportedSaslMechanismError, "the brokers do not offer this SASL mechanism"),
+    (kafka_errors.TopicAuthorizationFailedError, "a topic may not be used"),
+    (kafka_errors.GroupAuthorizationFailedError, "the consumer group may not be used"),
+    (kafka_errors.TransactionalIdAuthorizationFailedError, "the transactional id may not be used"),
+    (kafka_errors.ClusterAuthorizationFailedError, "the cluster may not be used"),
+    (kafka_errors.UnknownTopicOrPartitionError, "a topic does not exist"),
+    (kafka_errors.ProducerFencedError, "another producer has taken the transactional id"),
+    (kafka_errors.InvalidProducerEpochError, "another producer has taken the transactional id"),
+    (kafka_errors.CommitFailedError, "the partitions have gone to another worker"),
+    (kafka_errors.NotEnoughReplicasError, "too few replicas are in sync"),
+    (kafka_errors.NotEnoughReplicasAfterAppendError, "too few replicas are in sync"),
+    (kafka_errors.KafkaTimeoutError, "the brokers do not answer in time"),
+    (kafka_errors.KafkaConnectionError, "the brokers cannot be reached"),
+    (kafka_errors.MetadataEmptyBrokerList, "the brokers cannot be reached"),
+)
+
+
+def sentence(error: BaseException) -> str:
+    """Say what an error of the client means; its own text may quote records or secrets."""
+    for kind, meaning in _SENTENCES:
+        if isinstance(error, kind):
+            return meaning
+    return f"the Kafka client failed ({type(error).__name__})"
+
+
+def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa: ANN401 - its options
+    """Return a consumer of the group; it has not joined yet.
+
+    Raises:
+        KafkaError: the brokers do not answer, or refuse.
+
+    """
+    assignor = (
+        CooperativeStickyAssignor
+        if settings.assignment == "cooperative"
+        else RangePartitionAssignor
+    )
+    return KafkaConsumer(
+        **(
+            common(settings)
+            | {
+                "group_id": settings.group,
+                "enable_auto_commit": False,
+                "isolation_level": "read_committed",
+                # Where to start is for us to decide: see positions.
+                "auto_offset_reset": "none",
+                "allow_auto_create_topics": False,
+                "partition_assignment_strategy": [assignor],
+                "max_poll_records": settings.chunk_records,
+                "max_poll_interval_ms": _ms(settings.max_poll_interval_seconds),
+                "session_timeout_ms": _ms(settings.session_timeout_seconds),
+                "heartbeat_interval_ms": _ms(min(3, settings.session_timeout_seconds / 4)),
+                "metrics_enabled": False,
+            }
+            | more
+        )
+    )
+
+
+def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa: ANN401 - its options
+    """Return an idempotent producer.
+
+    Raises:
+        KafkaError: the brokers do not answer, or refuse.
+
+    """
+    return KafkaProducer(
+        **(
+            common(settings)
+            | {
+                "acks": "all",
+                "enable_idempotence": True,
+                "allow_auto_create_topics": False,
+                "compression_type": None
+                if settings.compression == "none"
+                else settings.compression,
+                # Records wait for the flush that ends every chunk.
+                "linger_ms": 100,
+                "batch_size": 128 * 1024,
+                "max_request_size": settings.max_message_bytes,
+                "max_block_ms": _ms(settings.request_timeout_seconds),
+                "retry_backoff_ms": 20,
+                "metrics_enabled": False,
+            }
+            | more
+        )
+    )
+
+
+def new_admin(settings: KafkaSettings) -> KafkaAdminClient:
+    """Return an admin client.
+
+    Raises:
+        KafkaError: the brokers do not answer, or refuse.
+
+    """
+    return KafkaAdminClient(**common(settings))
+
+
+def common(settings: KafkaSettings) -> dict[str, Any]:
+    """Return what all clients need: where the brokers are, and who we are to them.
+
+    Raises:
+        ConfigurationError: a file of secrets or certificates cannot be used.
+
+    """
+    tls, sasl = settings.tls, settings.sasl
+    secure = sasl.mechanism != "none"
+    options: dict[str, Any] = {
+        "bootstrap_servers": list(settings.brokers),
+        "client_id": settings.client_id,
+        "request_timeout_ms": _ms(settings.request_timeout_seconds),
+        "bootstrap_timeout_ms": _ms(settings.request_timeout_seconds),
+        "security_protocol": ("SASL_" if secure else "") + ("SSL" if tls.enabled else "PLAINTEXT"),
+    }
+    if tls.enabled:
+        options["ssl_context"] = _ssl_context(settings)
+    if secure:
+        options["sasl_mechanism"] = sasl.mechanism.upper()
+        options["sasl_plain_username"] = sasl.username
+        options["sasl_plain_password"] = _secret(
+            sasl.password, sasl.password_file, "kafka.sasl.password_file"
+        )
+    return options
+
+
+def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
+    tls = settings.tls
+    try:
+        context = ssl.create_default_context(cafile=tls.ca)
+    except (OSError, ssl.SSLError):
+        raise ConfigurationError(
+            f"kafka.tls.ca: {tls.ca} is not a file of certificates", "it must be PEM"
+        ) from None
+    context.check_hostname = tls.check_hostname
+    if tls.certificate and tls.key:
+        password = _secret(tls.key_password, tls.key_password_file, "kafka.tls.key_password_file")
+        try:
+            # Without a password OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(tls.certificate, tls.key, password or "")
+        except (OSError, ssl.SSLError):
+            raise ConfigurationError(
+                f"kafka.tls: {tls.certificate} and {tls.key} cannot be used",
+                "both must be PEM and belong together, and kafka.tls.key_password must fit",
+            ) from None
+    return context
+
+
+def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None:
+    if value is not None:
+        return value.get_secret_value()
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(f"{name}: {file} cannot be read") from None
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

@@ -1,0 +1,228 @@
+"""Where a group begins, and what it remembers with each committed offset.
+
+Kafka keeps a short text with every committed offset. Ours, a `Mark`, tells two things that must
+outlive every process: how many partitions the topic had when the group began (so that a partition
+added later is told from one whose commit has expired), and how often work began at this very
+offset without getting past it (so that a message that kills its process is found).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from kafka import TopicPartition
+from kafka.structs import OffsetAndMetadata
+
+from worker.errors import WorkerError
+from worker.telemetry.logs import log
+from worker.transports.kafka.clients import new_consumer
+from worker.transports.kafka.records import GROUP, own_headers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from kafka import KafkaConsumer
+
+    from worker.settings import KafkaSettings
+
+# Begun so often without an end, records go one by one.
+DEATHS_BEFORE_CARE: Final = 3
+_LAST_LABELS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What is kept beside a committed offset.
+
+    `partitions` is the topic's number when the group began; `starts` counts how often a chunk that
+    ended before `until` was begun here and not finished; `alone` tells that the last of them held
+    the one record at this offset; `by` is the process that began it.
+    """
+
+    partitions: int = 0
+    starts: int = 0
+    until: int = 0
+    alone: bool = False
+    by: str = ""
+
+    @classmethod
+    def read(cls, text: str | None) -> Mark:
+        """Read a mark; what another tool has written says nothing."""
+        try:
+            content = json.loads(text or "{}")
+            return cls(**content)
+        except (ValueError, TypeError):
+            return cls()
+
+    def at(self, offset: int) -> OffsetAndMetadata:
+        """Return an offset to commit, with this mark."""
+        default = asdict(Mark())
+        content = {name: value for name, value in asdict(self).items() if value != default[name]}
+        return OffsetAndMetadata(offset, json.dumps(content, separators=(",", ":")), -1)
+
+    @property
+    def careful(self) -> bool:
+        """Return whether records must go one by one from here."""
+        return self.starts >= DEATHS_BEFORE_CARE
+
+    def begun(self, until: int, by: str, *, alone: bool) -> Mark:
+        """Return the mark of a process that begins here."""
+        starts = self.starts + (self.by != by)
+        return replace(self, starts=starts, until=max(self.until, until), alone=alone, by=by)
+
+    def passed(self, offset: int) -> Mark:
+        """Return the mark for a position further on."""
+        if self.careful and offset < self.until:
+            return replace(self, starts=DEATHS_BEFORE_CARE, alone=False)
+        return Mark(self.partitions)
+
+
+def read_committed(
+    consumer: KafkaConsumer, partitions: Iterable[TopicPartition], timeout: float
+) -> dict[TopicPartition, OffsetAndMetadata | None]:
+    """Return what the group has committed, from the broker.
+
+    Raises:
+        KafkaError: the broker does not answer in time.
+
+    """
+    ends = time.monotonic() + timeout
+    return {
+        partition: consumer.committed(
+            partition, metadata=True, timeout_ms=max(1, int((ends - time.monotonic()) * 1000))
+        )
+        for partition in partitions
+    }
+
+
+def establish_starts(consumer: KafkaConsumer, settings: KafkaSettings, timeout: float) -> bool:
+    """Commit a first position for assigned partitions that have none; False: not now.
+
+    A new group begins everywhere at once, where the settings say: the worker that holds the first
+    partition commits for all. A partition without a commit in a group that is known was added
+    later, and begins at its earliest record.
+
+    Raises:
+        WorkerError: the group is known, but its commits are gone.
+        KafkaError: the brokers do not answer.
+
+    """
+    topics = {topic: len(consumer.partitions_for_topic(topic)) for topic in settings.input_topics}
+    known = {TopicPartition(t, p) for t, count in topics.items() for p in range(count)}
+    everything = sorted(known | consumer.assignment())
+    committed = read_committed(consumer, everything, timeout)
+    missing = [partition for partition in everything if committed[partition] is None]
+    if len(missing) == len(everything):
+        if everything[0] not in consumer.assignment():
+            return False
+        _refuse_known_group(settings, timeout)
+        ends = consumer.beginning_offsets if settings.start == "earliest" else consumer.end_offsets
+        begin = ends(everything, timeout_ms=int(timeout * 1000))
+        starts = {p: Mark(topics[p.topic]).at(offset) for p, offset in begin.items()}
+        log.info("group begins", group=settings.group, start=settings.start)
+    else:
+        ours = [partition for partition in missing if partition in consumer.assignment()]
+        starts = _added_later(consumer, ours, committed, settings, timeout)
+    consumer.commit(starts, timeout_ms=int(timeout * 1000))
+    return True
+
+
+def _added_later(
+    consumer: KafkaConsumer,
+    missing: Sequence[TopicPartition],
+    committed: Mapping[TopicPartition, OffsetAndMetadata | None],
+    settings: KafkaSettings,
+    timeout: float,
+) -> dict[TopicPartition, OffsetAndMetadata]:
+    began_with: dict[str, int] = {}
+    for partition, commit in committed.items():
+        if commit is not None:
+            count = Mark.read(commit.metadata).partitions
+            began_with[partition.topic] = max(count, began_with.get(partition.topic, 0))
+    for partition in missing:
+        if partition.partition < began_with.get(partition.topic, 0):
+            raise _gone(settings, f"partition {partition.partition} of {partition.topic}")
+        log.info("new partition", topic=partition.topic, partition=partition.partition)
+    begin = consumer.beginning_offsets(missing, timeout_ms=int(timeout * 1000))
+    return {p: Mark(began_with.get(p.topic, 0)).at(offset) for p, offset in begin.items()}
+
+
+def _refuse_known_group(settings: KafkaSettings, timeout: float) -> None:
+    """Refuse to begin anew with a group that has labelled: its commits have expired.
+
+    Raises:
+        WorkerError: the last labels on the output topic are of this group.
+
+    """
+    ends_at = time.monotonic() + timeout
+    reader = new_consumer(settings, group_id=None)
+    try:
+        count = len(reader.partitions_for_topic(settings.output_topic))
+        if not count:
+            return
+        partitions = [TopicPartition(settings.output_topic, number) for number in range(count)]
+        reader.assign(partitions)
+        begin, end = reader.beginning_offsets(partitions), reader.end_offsets(partitions)
+        for partition in partitions:
+            reader.seek(partition, max(begin[partition], end[partition] - _LAST_LABELS))
+        while any(reader.position(p) < end[p] for p in partitions) and time.monotonic() < ends_at:
+            for records in reader.poll(timeout_ms=200).values():
+                if any(own_headers(r.headers).get(GROUP) == settings.group for r in records):
+                    raise _gone(settings, "all partitions")
+    finally:
+        reader.close()
+
+
+def seek_into_range(
+    consumer: KafkaConsumer, offsets: Mapping[TopicPartition, int], timeout: float
+) -> int:
+    """Go on from the earliest record where retention has overtaken; returns how many are lost.
+
+    Raises:
+        WorkerError: an offset is beyond the end of its partition.
+        KafkaError: the brokers do not answer.
+
+    """
+    begin = consumer.beginning_offsets(list(offsets), timeout_ms=int(timeout * 1000))
+    lost = 0
+    for partition, offset in offsets.items():
+        place = f"partition {partition.partition} of {partition.topic}"
+        if offset > begin[partition]:
+            raise lost_offsets(
+                f"the committed offset {offset} is beyond the end of {place}: it was made anew or "
+                "has lost records"
+            )
+        lost += begin[partition] - offset
+        log.error(
+            "records lost to retention",
+            topic=partition.topic,
+            partition=partition.partition,
+            offset=offset,
+            records=begin[partition] - offset,
+        )
+        consumer.seek(partition, begin[partition])
+    # A gap is told of once.
+    before = read_committed(consumer, offsets, timeout)
+    marks = {p: Mark.read(commit.metadata if commit else None) for p, commit in before.items()}
+    starts = {p: mark.passed(begin[p]).at(begin[p]) for p, mark in marks.items()}
+    consumer.commit(starts, timeout_ms=int(timeout * 1000))
+    return lost
+
+
+def lost_offsets(problem: str) -> WorkerError:
+    """Return the error for a group whose offsets are no good."""
+    return WorkerError(
+        problem,
+        "set the group's offsets with kafka-consumer-groups --reset-offsets, then start the "
+        "worker again",
+    )
+
+
+def _gone(settings: KafkaSettings, what: str) -> WorkerError:
+    return lost_offsets(
+        f"the group {settings.group} has worked before, but its offsets for {what} are gone, "
+        "expired or deleted"
+    )

@@ -1,0 +1,447 @@
+"""Publishing a chunk: at least once, or exactly once in a transaction with its positions.
+
+Both keep what kafka-python 3.0.12 was seen to need. A send counts only when its own future has
+succeeded. A producer that has failed once is thrown away, since its state is unknown; closing it
+must be forced, or its thread would go on sending. Calls of a transaction have no bound of their
+own, so we wait on their results ourselves.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+from kafka import errors as kafka_errors
+
+from worker.telemetry.logs import log
+from worker.transports.base import ChunkAbandonedError
+from worker.transports.kafka.clients import new_producer, sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+    from kafka.consumer.fetcher import ConsumerRecord
+    from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
+
+    from worker.settings import KafkaSettings
+    from worker.transports.kafka.records import Message
+
+    Positions: TypeAlias = Mapping[TopicPartition, OffsetAndMetadata]
+    Place: TypeAlias = tuple[str, int, int]
+
+# A record that the broker, or the client's own size check, will never take.
+_REFUSALS: Final = (
+    kafka_errors.MessageSizeTooLargeError,
+    kafka_errors.RecordListTooLargeError,
+    kafka_errors.InvalidRecordError,
+    kafka_errors.InvalidTimestampError,
+    kafka_errors.PolicyViolationError,
+)
+_FENCED: Final = (kafka_errors.ProducerFencedError, kafka_errors.InvalidProducerEpochError)
+_FENCED_TOO_OFTEN: Final = 3
+_LONGEST_BACKOFF: Final = 10.0
+_SHARE_OF_TIMEOUT: Final = 0.8
+_SLICE_SECONDS: Final = 0.25
+_COMMIT_SECONDS: Final = 5.0
+
+
+class Deadline:
+    """A point of the monotonic clock, which another thread may bring forward."""
+
+    def __init__(self) -> None:
+        """Set none yet."""
+        self.ends = math.inf
+
+    @property
+    def remaining(self) -> float:
+        """Return the seconds until then, none after."""
+        return max(0.0, self.ends - time.monotonic())
+
+    def within(self, seconds: float) -> None:
+        """Bring it forward, to some seconds from now at most."""
+        self.ends = min(self.ends, time.monotonic() + seconds)
+
+    def wait(self, wait: Callable[[float], bool]) -> bool:
+        """Call `wait` with short times until it returns true, or the time is over."""
+        while not (done := wait(min(_SLICE_SECONDS, self.remaining))) and self.remaining:
+            pass
+        return done
+
+
+class AbandonedError(ChunkAbandonedError):
+    """A chunk that could not be published or committed, with a sentence that says why."""
+
+
+class _RefusedError(Exception):
+    """Records were refused for good; `place` is the culprit's, where it is known."""
+
+    def __init__(self, place: Place | None, *, timestamp: bool = False) -> None:
+        super().__init__()
+        self.place = place
+        self.timestamp = timestamp
+
+
+class Publication:
+    """The messages of a chunk, each by the place of its event."""
+
+    def __init__(
+        self,
+        messages: Sequence[tuple[ConsumerRecord, Message]],
+        dead_letter: Callable[[ConsumerRecord], Message],
+    ) -> None:
+        """Keep messages, and how to make a dead letter of an event whose label is refused."""
+        self.messages = {place_of(source): message for source, message in messages}
+        self.refused = 0
+        self._sources = {place_of(source): source for source, _ in messages}
+        self._dead_letter = dead_letter
+
+    def replace(self, place: Place, *, timestamp: bool) -> None:
+        """Put something else in the place of a refused message.
+
+        Raises:
+            AbandonedError: a dead letter is refused too: its topic must be set right first.
+
+        """
+        message = self.messages[place]
+        if timestamp and message.timestamp is not None:
+            self.messages[place] = message.with_timestamp_as_header()
+            return
+        letter = self._dead_letter(self._sources[place])
+        if message.topic == letter.topic:
+            raise AbandonedError("the dead-letter topic refuses a record; see max.message.bytes")
+        self.messages[place] = letter
+        self.refused += 1
+
+
+class Publisher(Protocol):
+    """Publishes chunks with one of the two guarantees."""
+
+    def prepare(self, timeout: float) -> bool:
+        """Get ready for a chunk, and settle what an earlier one left undecided; False: not yet.
+
+        Raises:
+            KafkaError: the brokers do not answer, or refuse.
+
+        """
+
+    def publish(
+        self,
+        publication: Publication,
+        positions: Positions,
+        group: ConsumerGroupMetadata,
+        deadline: Deadline,
+    ) -> None:
+        """Publish messages, see each acknowledged, and commit positions, within a deadline.
+
+        Raises:
+            AbandonedError: not everything was done, or it is not known to be.
+
+        """
+
+    def close(self) -> None:
+        """Let the producer go, with whatever it still holds."""
+
+
+class AtLeastOnce:
+    """Sends, waits for every acknowledgement, then commits the positions.
+
+    What an abandoned chunk had acknowledged is remembered, and not sent again by this process;
+    and nothing is sent while an earlier send is undecided.
+    """
+
+    def __init__(self, settings: KafkaSettings, consumer: Callable[[], KafkaConsumer]) -> None:
+        """Start without a producer: `prepare` makes it."""
+        self._settings = settings
+        self._consumer = consumer
+        self._producer: KafkaProducer | None = None
+        self._sent: dict[Place, Any] = {}
+        self._acknowledged: set[Place] = set()
+
+    def prepare(self, timeout: float) -> bool:
+        """See the contract."""
+        if self._producer is None:
+            # Undecided sends end with their client, so there is no time limit on them before.
+            self._producer = new_producer(
+                self._settings,
+                delivery_timeout_ms=2**31 - 1,
+                bootstrap_timeout_ms=int(timeout * 1000),
+            )
+        undecided = [future for future in self._sent.values() if not future.is_done]
+        if undecided:
+            with suppress(kafka_errors.KafkaError):
+                undecided[-1].get(timeout=timeout)
+            return False
+        self._take_stock()
+        return True
+
+    def publish(
+        self,
+        publication: Publication,
+        positions: Positions,
+        group: ConsumerGroupMetadata,  # noqa: ARG002 - the consumer's own commit is fenced by it
+        deadline: Deadline,
+    ) -> None:
+        """See the contract."""
+        singly = False
+        while True:
+            try:
+                self._send(publication, deadline, singly=singly)
+                break
+            except _RefusedError as refusal:
+                singly = True
+                self._discard()
+                if refusal.place:
+                    publication.replace(refusal.place, timestamp=refusal.timestamp)
+            except kafka_errors.KafkaError as error:
+                raise AbandonedError(sentence(error)) from None
+        try:
+            self._consumer().commit(
+                dict(positions), timeout_ms=_ms(min(_COMMIT_SECONDS, deadline.remaining))
+            )
+        except kafka_errors.CommitFailedError as error:
+            self._acknowledged.clear()
+            raise AbandonedError(sentence(error)) from None
+        except kafka_errors.KafkaError as error:
+            raise AbandonedError(sentence(error)) from None
+        self._acknowledged = {
+            (topic, partition, offset)
+            for topic, partition, offset in self._acknowledged
+            if (topic, partition) not in positions or offset >= positions[(topic, partition)].offset
+        }
+
+    def close(self) -> None:
+        """See the contract."""
+        self._discard()
+
+    def _send(self, publication: Publication, deadline: Deadline, *, singly: bool) -> None:
+        if self._producer is None and not self.prepare(min(_COMMIT_SECONDS, deadline.remaining)):
+            raise AbandonedError("an earlier send is undecided")
+        todo = {
+            place: message
+            for place, message in publication.messages.items()
+            if place not in self._acknowledged
+        }
+        for part in _parts(todo, self._settings.dead_letter_topic, singly=singly):
+            too_large = _send_all(self._producer, part, self._sent, deadline)
+            sent = self._sent
+            self._take_stock()
+            _raise_failures(sent, too_large)
+
+    def _take_stock(self) -> None:
+        """Remember which sends are acknowledged; where one has failed, so has the producer."""
+        sent, self._sent = self._sent, {}
+        self._acknowledged |= {place for place, future in sent.items() if future.succeeded()}
+        if len(sent) > len(self._acknowledged & sent.keys()):
+            self._discard()
+
+    def _discard(self) -> None:
+        discard(self._producer)
+        self._producer = None
+
+
+class ExactlyOnce:
+    """Sends and commits the positions in one transaction.
+
+    What counts is the group metadata of the poll that gave the chunk: by it the broker tells a
+    worker that has lost its partitions. The transactional id only has to be unique among the
+    living. After any failure the producer is made anew with the same id, which settles the old
+    transaction one way or the other; where the group stands is then read from the broker.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        """Start without a producer: `prepare` makes it."""
+        self._settings = settings
+        self._id = settings.transactional_id or f"{settings.group}-{uuid.uuid4().hex}"
+        self._producer: KafkaProducer | None = None
+        self._fenced = 0
+        self._not_before = 0.0
+
+    def prepare(self, timeout: float) -> bool:
+        """See the contract."""
+        if self._producer is not None:
+            return True
+        wait = max(0.0, self._not_before - time.monotonic())
+        time.sleep(min(wait, timeout))
+        if wait > timeout:
+            return False
+        producer = new_producer(
+            self._settings,
+            transactional_id=self._id,
+            transaction_timeout_ms=int(self._settings.transaction_timeout_seconds * 1000),
+            max_block_ms=int(timeout * 1000),
+            bootstrap_timeout_ms=int(timeout * 1000),
+        )
+        try:
+            producer.init_transactions()
+        except kafka_errors.KafkaError:
+            discard(producer)
+            raise
+        self._producer = producer
+        return True
+
+    def publish(
+        self,
+        publication: Publication,
+        positions: Positions,
+        group: ConsumerGroupMetadata,
+        deadline: Deadline,
+    ) -> None:
+        """See the contract."""
+        # The broker aborts what takes longer.
+        deadline.within(self._settings.transaction_timeout_seconds * _SHARE_OF_TIMEOUT)
+        singly = False
+        while True:
+            try:
+                self._transact(publication, positions, group, deadline, singly=singly)
+                break
+            except _RefusedError as refusal:
+                self._discard()
+                singly = True
+                if refusal.place:
+                    publication.replace(refusal.place, timestamp=refusal.timestamp)
+            except kafka_errors.KafkaError as error:
+                self._discard()
+                self._note(error)
+                raise AbandonedError(sentence(error)) from None
+            except AbandonedError:
+                self._discard()
+                raise
+        self._fenced = 0
+
+    def close(self) -> None:
+        """See the contract."""
+        self._discard()
+
+    def _transact(
+        self,
+        publication: Publication,
+        positions: Positions,
+        group: ConsumerGroupMetadata,
+        deadline: Deadline,
+        *,
+        singly: bool,
+    ) -> None:
+        if not self.prepare(min(_COMMIT_SECONDS, deadline.remaining)) or self._producer is None:
+            raise AbandonedError("the producer is held back after it was fenced")
+        producer = self._producer
+        producer.begin_transaction()
+        for part in _parts(publication.messages, self._settings.dead_letter_topic, singly=singly):
+            sent: dict[Place, Any] = {}
+            too_large = _send_all(producer, part, sent, deadline)
+            _raise_failures(sent, too_large)
+        manager = producer._transaction_manager  # noqa: SLF001 - the public calls never time out
+        _await(producer, manager.send_offsets_to_transaction(dict(positions), group), deadline)
+        _await(producer, manager.begin_commit(), deadline)
+
+    def _note(self, error: kafka_errors.KafkaError) -> None:
+        if not isinstance(error, _FENCED):
+            return
+        self._fenced += 1
+        self._not_before = time.monotonic() + min(0.1 * 2**self._fenced, _LONGEST_BACKOFF)
+        if self._fenced >= _FENCED_TOO_OFTEN:
+            log.error(
+                "fenced again and again: another worker seems to use the same transactional id",
+                transactional_id=self._id,
+                times=self._fenced,
+                advice="leave kafka.transactional_id out, or give each worker its own",
+            )
+
+    def _discard(self) -> None:
+        discard(self._producer)
+        self._producer = None
+
+
+def place_of(source: ConsumerRecord) -> Place:
+    """Return the place of an event, as a key."""
+    return (source.topic, source.partition, source.offset)
+
+
+def discard(producer: KafkaProducer | None) -> None:
+    """End a producer at once, whatever it still holds."""
+    if producer is None:
+        return
+    # close() alone raises at a record that is still under way, and its thread sends on.
+    producer._sender.force_close()  # noqa: SLF001 - as above
+    producer._sender.join(1)  # noqa: SLF001 - as above
+    try:
+        producer.close(timeout=0)
+    except kafka_errors.KafkaError:
+        producer._closed = True  # noqa: SLF001 - or it is tried again when it is collected
+
+
+def _parts(
+    messages: Mapping[Place, Message], dead_letter_topic: str, *, singly: bool
+) -> list[dict[Place, Message]]:
+    """Cut messages into what is sent together: dead letters, which may have to wait, go first."""
+    letters = {p: m for p, m in messages.items() if m.topic == dead_letter_topic}
+    labels = {p: m for p, m in messages.items() if m.topic != dead_letter_topic}
+    if singly:
+        return [{place: message} for place, message in (letters | labels).items()]
+    return [part for part in (letters, labels) if part]
+
+
+def _send_all(
+    producer: Any,  # noqa: ANN401 - has no types
+    messages: Mapping[Place, Message],
+    sent: dict[Place, Any],
+    deadline: Deadline,
+) -> list[Place]:
+    """Send messages and wait until each is decided; what was sent is in `sent`.
+
+    Returns the places of messages that are larger than the client may send.
+
+    Raises:
+        AbandonedError: some are undecided.
+        KafkaError: a topic cannot be reached, or the producer has failed.
+
+    """
+    too_large = []
+    for place, message in messages.items():
+        try:
+            sent[place] = producer.send(
+                message.topic,
+                message.value,
+                key=message.key,
+                headers=message.headers,
+                timestamp_ms=message.timestamp,
+            )
+        except kafka_errors.MessageSizeTooLargeError:
+            too_large.append(place)
+    if not deadline.wait(lambda seconds: _flushed(producer, sent, seconds)):
+        raise AbandonedError("the brokers do not acknowledge records in time")
+    return too_large
+
+
+def _flushed(producer: Any, sent: Mapping[Place, Any], seconds: float) -> bool:  # noqa: ANN401
+    with suppress(kafka_errors.KafkaError):
+        producer.flush(timeout=seconds)
+    return all(future.is_done for future in sent.values())
+
+
+def _raise_failures(sent: Mapping[Place, Any], too_large: Sequence[Place]) -> None:
+    failed = {place: future.exception for place, future in sent.items() if future.failed()}
+    refused = {place: error for place, error in failed.items() if isinstance(error, _REFUSALS)}
+    if too_large:
+        raise _RefusedError(too_large[0])
+    if len(refused) == 1:
+        ((place, error),) = refused.items()
+        raise _RefusedError(place, timestamp=isinstance(error, kafka_errors.InvalidTimestampError))
+    if refused:
+        # The mates of a refused record may fail with the same error.
+        raise _RefusedError(None)
+    for error in failed.values():
+        raise error
+
+
+def _await(producer: KafkaProducer, result: Any, deadline: Deadline) -> None:  # noqa: ANN401 - has no types
+    producer._sender.wakeup()  # noqa: SLF001 - as above
+    if not deadline.wait(lambda seconds: result.wait(timeout_ms=_ms(seconds))):
+        raise kafka_errors.KafkaTimeoutError
+
+
+def _ms(seconds: float) -> int:
+    return max(1, int(seconds * 1000))

@@ -1,0 +1,155 @@
+"""Kafka's records to ours and back: what labels and dead letters look like on their topics.
+
+Labels carry the key, headers and timestamp of their event, then our own headers, last:
+
+    worker-topic, worker-partition, worker-offset    the event's place: drop duplicates by it
+    worker-model                                     the digest of model and thresholds
+    worker-group                                     the consumer group that labelled it
+    worker-timestamp                                 only where the broker refused the event's own
+
+Dead letters carry the event's value, key and headers as they were, then `worker-topic`,
+`worker-partition`, `worker-offset`, `worker-timestamp`, `worker-kind` and `worker-reason`. What
+the client cannot send is written as empty bytes, and `worker-nulls` tells what was null: a JSON
+list of "value" and of the positions of headers, from 0. `original_of` reads all that back.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from worker.messages import DeadLetter, Labelled, Offset, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kafka.consumer.fetcher import ConsumerRecord
+
+    from worker.codec import LabelEncoder
+
+Headers: TypeAlias = "list[tuple[str, bytes]]"
+
+PREFIX: Final = "worker-"
+TOPIC: Final = "worker-topic"
+PARTITION: Final = "worker-partition"
+OFFSET: Final = "worker-offset"
+TIMESTAMP: Final = "worker-timestamp"
+MODEL: Final = "worker-model"
+GROUP: Final = "worker-group"
+KIND: Final = "worker-kind"
+REASON: Final = "worker-reason"
+NULLS: Final = "worker-nulls"
+ROUNDS: Final = "worker-rounds"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is to be published, and where."""
+
+    topic: str
+    value: bytes
+    key: bytes | None
+    headers: Headers
+    timestamp: int | None
+    """In milliseconds since the epoch; None is the time of sending."""
+
+    def with_timestamp_as_header(self) -> Message:
+        """Return the message for a broker that does not take its timestamp."""
+        header = (TIMESTAMP, str(self.timestamp).encode())
+        return replace(self, headers=[*self.headers, header], timestamp=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """An event as it was before it became a dead letter."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None
+    headers: list[tuple[str, bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class MessageEncoder:
+    """Writes outcomes as messages."""
+
+    labels: LabelEncoder
+    output_topic: str
+    dead_letter_topic: str
+    group: str
+    pass_key: bool = True
+    pass_headers: bool = True
+
+    def encode(self, source: ConsumerRecord, outcome: Labelled | DeadLetter) -> Message:
+        """Return the message that an outcome becomes."""
+        if isinstance(outcome, DeadLetter):
+            return self._dead_letter(source, outcome)
+        headers = [(k, v or b"") for k, v in source.headers] if self.pass_headers else []
+        headers += _place(source)
+        headers.append((MODEL, self.labels.digest.encode()))
+        headers.append((GROUP, self.group.encode()))
+        key = source.key if self.pass_key else None
+        value = self.labels.encode(outcome)
+        return Message(self.output_topic, value, key, headers, source.timestamp)
+
+    def _dead_letter(self, source: ConsumerRecord, letter: DeadLetter) -> Message:
+        headers = [(name, value or b"") for name, value in source.headers]
+        headers += _place(source)
+        headers.append((TIMESTAMP, str(source.timestamp).encode()))
+        headers.append((KIND, letter.kind.encode()))
+        headers.append((REASON, letter.reason.encode()))
+        nulls: list[str | int] = ["value"] if source.value is None else []
+        nulls += [index for index, (_, value) in enumerate(source.headers) if value is None]
+        if nulls:
+            headers.append((NULLS, json.dumps(nulls).encode()))
+        return Message(self.dead_letter_topic, source.value or b"", source.key, headers, None)
+
+
+def record_of(source: ConsumerRecord) -> Record:
+    """Return what the codec reads."""
+    place = Offset(source.topic, source.partition, source.offset)
+    return Record(source.value or b"", place)
+
+
+def own_headers(headers: Sequence[tuple[str, bytes | None]]) -> Mapping[str, str]:
+    """Return the headers that this worker added, by name; where one comes twice, the last."""
+    return {
+        name: (value or b"").decode("utf-8", "replace")
+        for name, value in headers
+        if name.startswith(PREFIX)
+    }
+
+
+def original_of(letter: ConsumerRecord) -> Original:
+    """Return the event that became a dead letter, to the byte.
+
+    Raises:
+        ValueError: the record is no dead letter of ours.
+
+    """
+    headers = list(letter.headers)
+    names = [name for name, _ in headers]
+    if TOPIC not in names:
+        raise ValueError("not a dead letter of this worker")
+    # Ours come last; an event that was labelled or dead before has some of its own.
+    first = len(names) - 1 - names[::-1].index(TOPIC)
+    ours = own_headers(headers[first:])
+    nulls = json.loads(ours.get(NULLS, "[]"))
+    return Original(
+        topic=ours[TOPIC],
+        value=None if "value" in nulls else letter.value,
+        key=letter.key,
+        headers=[
+            (name, None if index in nulls else value)
+            for index, (name, value) in enumerate(headers[:first])
+        ],
+    )
+
+
+def _place(source: ConsumerRecord) -> Headers:
+    return [
+        (TOPIC, source.topic.encode()),
+        (PARTITION, str(source.partition).encode()),
+        (OFFSET, str(source.offset).encode()),
+    ]

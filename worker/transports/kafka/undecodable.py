@@ -1,0 +1,83 @@
+"""Batches that the client cannot decode: a wrong checksum, an unknown codec, broken headers.
+
+kafka-python raises once and never returns from the next poll, so each look takes a consumer of
+its own.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from kafka import TopicPartition
+from kafka import errors as kafka_errors
+
+from worker.errors import WorkerError
+from worker.transports.kafka.clients import new_consumer
+
+if TYPE_CHECKING:
+    from worker.settings import KafkaSettings
+
+_SECONDS_FOR_A_RECORD: Final = 5.0
+
+
+class UndecodableError(WorkerError):
+    """A batch that the client cannot read; the worker must not go past it by itself."""
+
+    def __init__(self, topic: str, partition: int, offset: int) -> None:
+        """Keep the place."""
+        super().__init__(
+            f"the batch at offset {offset} of partition {partition} of {topic} cannot be decoded",
+            "look at it with other tools; to go past it, stop all workers of the group and run: "
+            f"worker dead-letters skip {topic} {partition} {offset}",
+        )
+
+
+def readable(settings: KafkaSettings, partition: TopicPartition, offset: int) -> bool:
+    """Return whether the client can decode what comes at an offset; nothing there counts as yes.
+
+    Raises:
+        RetriableError: the brokers do not answer.
+
+    """
+    consumer = new_consumer(settings, group_id=None, max_poll_records=1)
+    try:
+        consumer.assign([partition])
+        consumer.seek(partition, offset)
+        ends = time.monotonic() + _SECONDS_FOR_A_RECORD
+        last = consumer.end_offsets([partition])[partition]
+        while consumer.position(partition) < last and time.monotonic() < ends:
+            if consumer.poll(timeout_ms=200):
+                break
+    except kafka_errors.RetriableError:
+        raise
+    except Exception:  # noqa: BLE001 - a batch can break the client in any way
+        return False
+    finally:
+        consumer.close()
+    return True
+
+
+def end_of_undecodable(settings: KafkaSettings, partition: TopicPartition, offset: int) -> int:
+    """Return the first offset after one that can be decoded, or the end of the partition.
+
+    Raises:
+        KafkaError: the brokers do not answer.
+
+    """
+    consumer = new_consumer(settings, group_id=None)
+    try:
+        last: int = consumer.end_offsets([partition])[partition]
+    finally:
+        consumer.close()
+    low, step = offset, 1
+    while low + step < last and not readable(settings, partition, low + step):
+        low, step = low + step, 2 * step
+    high = min(low + step, last)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if readable(settings, partition, middle):
+            high = middle
+        else:
+            low = middle
+    return high
