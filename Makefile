@@ -18,7 +18,7 @@ demo: $(VENV)/.runtime
 	@echo "that is the expected end."
 
 # Lint, types and tests; installs all they need, torch included (5 GB).
-test: $(VENV)/.all
+test: $(VENV)/.all build/kafka/.jars
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -36,6 +36,16 @@ model: $(VENV)/.all
 	mv build/model worker/models/emotion
 	$(VENV)/bin/worker evaluate worker/models/emotion $(DATA)/test.tsv \
 		--label-names $(DATA)/labels.txt
+
+# The broker that tests run against; where it cannot be fetched they skip.
+build/kafka/.jars: tests/kafka/pom.xml
+	@if command -v java >/dev/null && command -v mvn >/dev/null; then \
+		rm -rf build/kafka && \
+		mvn -q -B -Dstyle.color=never -f $< dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/build/kafka && \
+		touch $@; \
+	else \
+		echo "There is no Java or no Maven here: tests with a broker will be skipped."; \
+	fi
 
 clean:
 	rm -rf build $(VENV)

@@ -10,6 +10,8 @@ The public Python API:
 from __future__ import annotations
 
 import hashlib
+import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -52,9 +54,11 @@ class Classification:
 
 @dataclass(slots=True)
 class Counts:
-    """Where answers came from, in texts; they add up to `texts`, but for `truncated`.
+    """What was done, since the model was loaded.
 
-    `duplicates` were answered by another text of the same call.
+    Answers come from duplicates (another text of the same call), the table in memory, the disk, or
+    are computed; together that is `texts`. `tokens` and `batch_sizes` (how many batches, by their
+    number of texts) are of what was computed.
     """
 
     texts: int = 0
@@ -63,6 +67,10 @@ class Counts:
     disk_hits: int = 0
     computed: int = 0
     truncated: int = 0
+    tokens: int = 0
+    tokenize_seconds: float = 0.0
+    infer_seconds: float = 0.0
+    batch_sizes: Counter[int] = field(default_factory=Counter)
 
     @property
     def hit_rate(self) -> float:
@@ -169,7 +177,9 @@ class Classifier:
 
         An answer is a byte, 1 where the text was truncated, and the scores as float32.
         """
+        started = time.perf_counter()
         tokens = self._tokenizer.encode(list(missing.values()))
+        self.counts.tokenize_seconds += time.perf_counter() - started
         token_keys = [tokens_key(self._namespace, ids) for ids, _ in tokens]
         unique = dict(zip(token_keys, (ids for ids, _ in tokens), strict=True))
         scores = self.disk.get_many(unique) if self.disk else {}
@@ -186,12 +196,16 @@ class Classifier:
         return len(new)
 
     def _score(self, unique: Mapping[bytes, list[int]]) -> dict[bytes, bytes]:
+        started = time.perf_counter()
         keys, sequences = list(unique), list(unique.values())
         scores = {}
         for batch in cut_batches([len(ids) for ids in sequences], self.token_budget):
             token_ids = np.array([sequences[index] for index in batch], dtype=np.int64)
             for index, logits in zip(batch, self.engine.run(token_ids), strict=True):
                 scores[keys[index]] = scores_of(self.artifact.manifest.task, logits).tobytes()
+            self.counts.tokens += token_ids.size
+            self.counts.batch_sizes[len(batch)] += 1
+        self.counts.infer_seconds += time.perf_counter() - started
         return scores
 
     def _classification(self, answer: bytes) -> Classification:

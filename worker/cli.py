@@ -16,6 +16,7 @@ from worker.errors import ConfigurationError, WorkerError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from worker.dead_letters.letters import Filters
     from worker.labelled import LabelledFormat
     from worker.settings import Settings
 
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return int(options.command(options))
     except WorkerError as error:
@@ -84,9 +86,55 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _stream(options: argparse.Namespace) -> int:
-    from worker.stream import stream
+    from worker.supervisor import run
 
-    return stream(_settings(options))
+    return run(_settings(options), options.arguments, options.child)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from worker.check.command import check
+
+    return check(_settings(options))
+
+
+def _list_letters(options: argparse.Namespace) -> int:
+    from worker.dead_letters.listing import list_letters
+
+    list_letters(_settings(options).kafka, options.files, _filters(options))
+    return 0
+
+
+def _show_letters(options: argparse.Namespace) -> int:
+    from worker.dead_letters.listing import show_letters
+
+    settings, filters = _settings(options).kafka, _filters(options)
+    show_letters(settings, options.files, filters, options.limit, payload=options.payload)
+    return 0
+
+
+def _redrive(options: argparse.Namespace) -> int:
+    from worker.dead_letters.redrive import Selection, redrive
+    from worker.dead_letters.rewrite import rewrite
+
+    if bool(options.files) != bool(options.output):
+        raise ConfigurationError(
+            "FILE and -o need each other", "dead letters of files go back into a file"
+        )
+    settings, filters = _settings(options).kafka, _filters(options)
+    if options.output:
+        rewrite(options.files, options.output, filters, again=options.again, yes=options.yes)
+    else:
+        redrive(settings, Selection(filters, options.max_rounds, options.again), yes=options.yes)
+    return 0
+
+
+def _skip(options: argparse.Namespace) -> int:
+    from worker.dead_letters.skip import skip
+    from worker.messages import Offset
+
+    place = Offset(options.topic, options.partition, options.offset)
+    skip(_settings(options).kafka, place, yes=options.yes)
+    return 0
 
 
 def _view(options: argparse.Namespace) -> int:
@@ -178,6 +226,19 @@ def _settings(options: argparse.Namespace) -> Settings:
     return settings
 
 
+def _filters(options: argparse.Namespace) -> Filters:
+    from worker.dead_letters.letters import Filters, moment
+
+    return Filters(
+        kinds=tuple(options.kind),
+        source=options.topic,
+        partition=options.partition,
+        offset=options.offset,
+        since=moment(options.since),
+        until=moment(options.until),
+    )
+
+
 def _labelled_format(options: argparse.Namespace) -> LabelledFormat:
     from worker.labelled import LabelledFormat
 
@@ -206,6 +267,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_replay(commands)
     _add_run(commands)
+    _add_check(commands)
+    _add_dead_letters(commands)
     _add_view(commands)
     _add_evaluate(commands)
     _add_finetune(commands)
@@ -297,6 +360,25 @@ def _add_run(commands: Any) -> None:
         epilog="SIGTERM finishes the chunk in hand, commits, leaves the group and exits with 0.\n"
         "Passwords come from the environment or from files, see configs/worker.toml.\n\n" + _EPILOG,
     )
+    _add_streaming(parser)
+
+
+def _add_check(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "check",
+        "see whether `worker run` can work here, and what it could lose",
+        _check,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="A line for each finding: ok, warn, fail or skip (not looked at). The exit code is 1\n"
+        "where something failed. Nothing is sent to topics, and the group is not joined.\n\n"
+        + _EPILOG,
+    )
+    _add_streaming(parser)
+
+
+def _add_streaming(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the commands that need Kafka and a model."""
     _add_setting(parser, "--brokers", "kafka.brokers", "host:port, separated by commas")
     _add_setting(parser, "--input-topics", "kafka.input_topics", "separated by commas")
     _add_setting(parser, "--output-topic", "kafka.output_topic", "where labels go")
@@ -306,6 +388,7 @@ def _add_run(commands: Any) -> None:
     _add_setting(parser, "--start", "kafka.start", "of a new group: earliest or latest")
     _add_setting(parser, "--processes", "run.processes", "consumer processes")
     _add_setting(parser, "--listen", "run.listen", "host:port of metrics and health, or off")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     _add_running(parser)
 
 
@@ -327,6 +410,11 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         help="remember nothing, compute everything",
     )
     _add_setting(parser, "--cache-directory", "cache.directory", "default: ~/.cache/worker")
+    _add_config(parser)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of every command that has settings."""
     parser.add_argument("--config", metavar="FILE", type=Path, help="settings as TOML")
     _add_setting(parser, "--log-level", "log.level", "debug, info, warning or error")
     _add_setting(parser, "--log-format", "log.format", "auto, console or json")
@@ -350,6 +438,109 @@ class _Threshold(argparse.Action):
 def _add_setting(parser: argparse.ArgumentParser, flag: str, setting: str, text: str) -> None:
     metavar = flag.rpartition("-")[2].upper()
     parser.add_argument(flag, dest=f"setting:{setting}", metavar=metavar, help=text)
+
+
+def _add_dead_letters(commands: Any) -> None:
+    parser = commands.add_parser(
+        "dead-letters",
+        help="look at what could not be labelled, and send it back in",
+        description="Look at what could not be labelled, and send it back in.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser = _command(commands, "list", "count dead letters, by kind and source", _list_letters)
+    _add_letters(parser)
+    parser = _command(commands, "show", "show dead letters, a line each", _show_letters)
+    parser.add_argument("--payload", action="store_true", help="keys, headers and values, too")
+    parser.add_argument(
+        "--limit", type=_positive, default=100, metavar="N", help="how many; default: 100"
+    )
+    _add_letters(parser)
+    _add_redrive(commands)
+    _add_skip(commands)
+
+
+def _add_redrive(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "redrive",
+        "send records back to the topics that they came from",
+        _redrive,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="It says what would be sent, and sends only once that is confirmed. Records go out\n"
+        "as they were, with the header worker-rounds, in transactions: killed, the same\n"
+        "command continues, and each goes out once. They go behind what has come since, so\n"
+        "the order within their key is lost. What became a dead letter after the start is\n"
+        "left to the next redrive. Receipts are kept on the dead-letter topic.\n\n"
+        "Letters of files go to -o, for another worker replay; the header of CSV and TSV is\n"
+        "not among them.\n\n" + _EPILOG,
+    )
+    parser.add_argument("--yes", action="store_true", help="do it without asking")
+    parser.add_argument("--again", action="store_true", help="also what was sent back before")
+    parser.add_argument(
+        "--max-rounds",
+        type=_positive,
+        default=3,
+        metavar="N",
+        help="leave out what was sent back so often already; default: 3",
+    )
+    parser.add_argument("-o", dest="output", metavar="OUT", type=Path, help="for lines of files")
+    _add_letters(parser)
+
+
+def _add_skip(commands: Any) -> None:
+    parser = _command(
+        commands, "skip", "let the group go past a batch that cannot be decoded", _skip
+    )
+    parser.add_argument("topic", metavar="TOPIC", help="and partition and offset: what workers say")
+    parser.add_argument("partition", metavar="PARTITION", type=int)
+    parser.add_argument("offset", metavar="OFFSET", type=int)
+    parser.add_argument("--yes", action="store_true", help="do it without asking")
+    _add_setting(parser, "--input-topics", "kafka.input_topics", "separated by commas")
+    _add_setting(parser, "--group", "kafka.group", "the consumer group")
+    _add_letter_topic(parser)
+
+
+def _add_letters(parser: argparse.ArgumentParser) -> None:
+    """Add what chooses dead letters."""
+    from worker.messages import ErrorKind
+
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        type=Path,
+        help="dead letters of worker replay; default: the dead-letter topic",
+    )
+    which = parser.add_argument_group("which: all that is given must hold")
+    which.add_argument(
+        "--kind",
+        action="append",
+        default=[],
+        choices=[str(kind) for kind in ErrorKind],
+        metavar="KIND",
+        help=f"{', '.join(ErrorKind)}; may be repeated",
+    )
+    which.add_argument("--topic", help="that the record came from, or the file")
+    which.add_argument("--partition", type=int, metavar="N", help="of that topic")
+    which.add_argument("--offset", type=int, metavar="N", help="in that partition, or the line")
+    which.add_argument(
+        "--since", metavar="TIME", help="dead since then: 2025-01-31, or 2025-01-31T18:30+01:00"
+    )
+    which.add_argument("--until", metavar="TIME", help="dead before; UTC without an offset")
+    _add_letter_topic(parser)
+
+
+def _add_letter_topic(parser: argparse.ArgumentParser) -> None:
+    _add_setting(parser, "--brokers", "kafka.brokers", "host:port, separated by commas")
+    _add_setting(parser, "--dead-letter-topic", "kafka.dead_letter_topic", "where they are")
+    _add_config(parser)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be a whole number from 1")
+    return int(text)
 
 
 def _add_view(commands: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Final
 
 from worker.errors import EngineError
 from worker.messages import DeadLetter, ErrorKind, Event, Labelled
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from worker.classifier import Classifier
     from worker.messages import Item, Outcome
     from worker.transports.base import ChunkT, Transport
+
+_LAST_MESSAGES: Final = 100
+_FEWEST_MESSAGES: Final = 16
 
 
 def run(
@@ -29,12 +33,14 @@ def run(
     Returns whether the transport ended. `completed` is called with each chunk that is done.
 
     Raises:
-        EngineError: the model fails on every text.
+        EngineError: the model fails on every text, or on most.
         WorkerError: whatever else the transport cannot wait out.
 
     """
+    failures = _Failures()
     for chunk in transport.chunks():
         outcomes = label(classifier, chunk.items)
+        failures.count(outcomes)
         try:
             transport.complete(chunk, outcomes)
         except ChunkAbandonedError:
@@ -44,6 +50,32 @@ def run(
         if stopping():
             return False
     return True
+
+
+class _Failures:
+    """How many of the last messages the engine failed on."""
+
+    def __init__(self) -> None:
+        self._last: deque[bool] = deque(maxlen=_LAST_MESSAGES)
+
+    def count(self, outcomes: Sequence[Outcome]) -> None:
+        """Count outcomes, before they are published.
+
+        Raises:
+            EngineError: most messages fail, so the fault is hardly theirs.
+
+        """
+        for outcome in outcomes:
+            if isinstance(outcome, Labelled):
+                self._last.append(False)
+            elif isinstance(outcome, DeadLetter) and outcome.kind is ErrorKind.ENGINE:
+                self._last.append(True)
+        if len(self._last) >= _FEWEST_MESSAGES and 2 * sum(self._last) > len(self._last):
+            raise EngineError(
+                f"the model fails on {sum(self._last)} of the last {len(self._last)} messages, so "
+                "they are not dead-lettered",
+                "check the model folder and the memory",
+            )
 
 
 def label(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:

@@ -206,7 +206,7 @@ class KafkaSettings(_Group):
     ] = "none"
     max_message_bytes: Annotated[
         int, Field(ge=1024, le=2**30, description="no larger message is sent")
-    ] = 2**20
+    ] = 2**21
     chunk_records: Annotated[
         int, Field(ge=1, le=10_000, description="bound of a chunk, in records")
     ] = 2048

@@ -1,9 +1,10 @@
-"""`worker run`: from Kafka to Kafka, one process of it."""
+"""`worker run`, one process of it: from Kafka to Kafka."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
 
 from worker import pipeline
 from worker.artifact import BUILT_IN_MODEL, load_artifact
@@ -11,6 +12,8 @@ from worker.codec import LabelEncoder, decode_text, json_decoder
 from worker.runtime import fields_of, open_classifier
 from worker.signals import StopSignal
 from worker.telemetry.logs import log
+from worker.telemetry.metrics import Metrics, Status
+from worker.telemetry.server import serving
 from worker.transports.kafka.records import MessageEncoder
 from worker.transports.kafka.transport import KafkaTransport, Limits
 from worker.watchdog import Watchdog
@@ -19,15 +22,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from worker.artifact import Artifact
+    from worker.link import Link
     from worker.messages import Outcome
     from worker.settings import Settings
     from worker.transports.kafka.transport import KafkaChunk
 
-_CLOSING_SECONDS = 1.0
+_CLOSING_SECONDS: Final = 1.0
+_LIVE_SECONDS: Final = 60.0
 
 
-def stream(settings: Settings) -> int:
+def stream(settings: Settings, link: Link | None = None) -> int:
     """Label events of the input topics until asked to stop; returns the exit code.
+
+    `link` leads to the process that started this one as one of several, and speaks for it.
 
     Raises:
         ConfigurationError: settings that do not fit each other, or a file that cannot be used.
@@ -35,25 +42,45 @@ def stream(settings: Settings) -> int:
 
     """
     artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
-    transport = _transport(settings, artifact)
+    process = link.process if link else 0
+    transport = _transport(settings, artifact, process)
     classifier = open_classifier(settings, artifact)
+    metrics = Metrics(artifact.manifest.name, artifact.digest, artifact.manifest.labels)
     watchdog = Watchdog(settings.run.stuck_seconds, lambda: transport.in_hand)
+
+    def status() -> Status:
+        state = transport.state
+        return Status(
+            process=process,
+            live=watchdog.age < min(_LIVE_SECONDS, settings.run.stuck_seconds),
+            ready=state.joined and state.problem is None,
+            problem=state.problem,
+            metrics=metrics.snapshot(),
+        )
 
     def stop_soon() -> None:
         ends = time.monotonic() + settings.run.stop_seconds
         transport.stop_by(ends)
         watchdog.stop_by(ends)
 
-    def turned(chunk: KafkaChunk, outcomes: Sequence[Outcome]) -> None:
-        pass
+    def completed(chunk: KafkaChunk, outcomes: Sequence[Outcome]) -> None:
+        stamps = [source.timestamp for source in chunk.sources]
+        metrics.chunk_completed(outcomes, stamps, time.time())
 
     def stopping() -> bool:
         watchdog.beat()
+        metrics.update(classifier.counts, transport.state)
         return stop.received is not None
 
-    with watchdog, StopSignal(stop_soon) as stop:
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopSignal(stop_soon))
+        if link:
+            stack.enter_context(link.telling(status))
+        else:
+            stack.enter_context(serving(settings.run.listen, lambda: [status()]))
+        stack.enter_context(watchdog)
         try:
-            pipeline.run(transport, classifier, completed=turned, stopping=stopping)
+            pipeline.run(transport, classifier, completed=completed, stopping=stopping)
         finally:
             transport.close(_CLOSING_SECONDS)
             classifier.close()
@@ -61,8 +88,12 @@ def stream(settings: Settings) -> int:
     return 0
 
 
-def _transport(settings: Settings, artifact: Artifact) -> KafkaTransport:
+def _transport(settings: Settings, artifact: Artifact, process: int) -> KafkaTransport:
     kafka = settings.kafka
+    if settings.run.processes > 1:
+        own_id = kafka.transactional_id and f"{kafka.transactional_id}-{process}"
+        ids = {"client_id": f"{kafka.client_id}-{process}", "transactional_id": own_id}
+        kafka = kafka.model_copy(update=ids)
     fields = fields_of(settings.input)
     labels = LabelEncoder(
         artifact.manifest.name, artifact.digest, include_text=settings.include_text

@@ -48,7 +48,7 @@ Record: TypeAlias = tuple[
 ]
 
 # Generous: machines differ in speed, and nothing waits this long that works.
-PATIENCE = 60.0
+PATIENCE = 120.0
 PAUSE = 0.05
 
 JAVA = (
@@ -116,7 +116,10 @@ class Kafka:
 
     @contextmanager
     def admin(self) -> Iterator[KafkaAdminClient]:
-        client = self._connect(KafkaAdminClient)
+        # Where one of several brokers hangs, another must be asked before long.
+        client = self._connect(
+            KafkaAdminClient, request_timeout_ms=10_000, bootstrap_timeout_ms=10_000
+        )
         try:
             yield client
         finally:
@@ -178,14 +181,14 @@ class Kafka:
             return made[-1]
 
         try:
-            return make(**self.settings, **settings, kafka_client=network)
+            return make(**{**settings, **self.settings, "kafka_client": network})
         except KafkaError:
             for each in made:
                 each.close()
             raise
 
     def _ask(self, question: Callable[[KafkaAdminClient], Any]) -> Any:
-        """Ask again while the answer is that a coordinator or a leader is not there yet."""
+        """Ask again while nothing answers, or the answer is to try it later."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -269,9 +272,13 @@ class Node:
         config = self.folder / "server.properties"
         config.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
         users = [f"--add-scram={credential}" for credential in credentials]
-        command = [*JAVA, "kafka.tools.StorageTool", "format", f"--config={config}", *users]
+        command = [*JAVA, "kafka.tools.StorageTool", "format", "--cluster-id=tests"]
         with self.log.open("ab") as log:
-            subprocess.run([*command, "--cluster-id=tests"], stdout=log, stderr=log, check=True)
+            done = subprocess.run(
+                [*command, f"--config={config}", *users], stdout=log, stderr=log, check=False
+            )
+        if done.returncode != 0:
+            raise self._ended()
 
     def start(self) -> None:
         """Start the process and wait until it answers."""
@@ -279,6 +286,7 @@ class Node:
         self.wait_until_it_sees({self.number})
 
     def spawn(self) -> None:
+        """Start the process."""
         assert not self.running
         command = [*TIED_TO_US, *JAVA, "kafka.Kafka", str(self.folder / "server.properties")]
         with self.log.open("ab") as log:
@@ -292,8 +300,14 @@ class Node:
 
     def _sees(self, brokers: set[int]) -> bool:
         if not self.running:
-            raise RuntimeError(f"broker {self.number} ended:\n{self.log.read_text()[-4000:]}")
-        return _listens(self.ports["CLIENT"]) and brokers <= self.kafka.brokers()
+            raise self._ended()
+        try:
+            return _listens(self.ports["CLIENT"]) and brokers <= self.kafka.brokers()
+        except KafkaError:
+            return False
+
+    def _ended(self) -> RuntimeError:
+        return RuntimeError(f"broker {self.number} ended:\n{self.log.read_text()[-4000:]}")
 
     def stop(self) -> None:
         """Let the process end in its own way."""
@@ -312,13 +326,6 @@ class Node:
 
     def resume(self) -> None:
         self._running_process().send_signal(signal.SIGCONT)
-
-    def revive(self) -> None:
-        """Run again, whatever was done to it."""
-        if self.running:
-            self.resume()
-        else:
-            self.start()
 
     def _end(self, how: signal.Signals) -> None:
         process = self._running_process()
@@ -394,7 +401,10 @@ class Cluster(Kafka):
     def revive(self) -> None:
         """Let every node run again and catch up, whatever a test has done to it."""
         for node in self.nodes:
-            node.revive()
+            if node.running:
+                node.resume()
+            else:
+                node.spawn()
         self._wait_until_complete()
 
     def _wait_until_complete(self) -> None:
@@ -464,18 +474,19 @@ authorityKeyIdentifier = keyid
 
 
 class Certificates:
-    """A certificate authority, and what it has signed: for the brokers, and for a client."""
+    """What a certificate authority has signed: the brokers' certificate, and one user's."""
 
-    def __init__(self, folder: Path, client: str) -> None:
-        """Make all of them; the client's is for one user."""
+    def __init__(self, folder: Path, user: str) -> None:
         self._folder = folder
         self._config = folder / "openssl.cnf"
         self._config.write_text(OPENSSL_CONFIG)
         self.key_password = token_hex(8)
         self.ca, ca_key = self._make("ca", "test authority")
         signed = ("-CA", str(self.ca), "-CAkey", str(ca_key))
-        self.broker, self.broker_key = self._make("broker", "broker", *signed)
-        self.client, self.client_key = self._make("client", client, *signed)
+        broker, broker_key = self._make("broker", "broker", *signed)
+        self.keystore = folder / "keystore.pem"
+        self.keystore.write_text(broker_key.read_text() + broker.read_text())
+        self.client, self.client_key = self._make("client", user, *signed)
         self.encrypted_client_key = self._encrypt(self.client_key)
 
     def _make(self, kind: str, name: str, *signed: str) -> tuple[Path, Path]:
@@ -585,18 +596,15 @@ class SecureCluster(Cluster):
             )
 
     def _security(self) -> dict[str, str]:
-        own = self.certificates
-        chain = own._folder / "keystore.pem"
-        chain.write_text(own.broker_key.read_text() + own.broker.read_text())
         return {
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             # Brokers and controllers talk to each other without a login.
             "super.users": "User:admin;User:ANONYMOUS",
             "sasl.enabled.mechanisms": ",".join(MECHANISMS),
             "ssl.keystore.type": "PEM",
-            "ssl.keystore.location": str(chain),
+            "ssl.keystore.location": str(self.certificates.keystore),
             "ssl.truststore.type": "PEM",
-            "ssl.truststore.location": str(own.ca),
+            "ssl.truststore.location": str(self.certificates.ca),
             "ssl.principal.mapping.rules": "RULE:^CN=(.*)$/$1/",
             "listener.name.mutual.ssl.client.auth": "required",
             **self._login_modules("client"),

@@ -9,17 +9,33 @@ from __future__ import annotations
 
 import gc
 import os
-import warnings
 from itertools import count
+from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kafka.broker import Cluster, Kafka, Node, SecureCluster, missing
+from tests.kafka.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# kafka-python leaves it to the garbage collector to close a connection that was refused.
+LEFT_OPEN = pytest.mark.filterwarnings("ignore:unclosed <(socket|ssl):ResourceWarning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(LEFT_OPEN)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_is_left_to_other_tests() -> Iterator[None]:
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -47,18 +63,6 @@ def kafka_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
     _require_broker()
     with Cluster(tmp_path_factory.mktemp("kafka-cluster"), size=3) as cluster:
         yield cluster
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _nothing_left_for_other_tests() -> Iterator[None]:
-    yield
-    gc.collect()
-
-
-@pytest.fixture(autouse=True)
-def _sockets_of_kafka_python() -> None:
-    # It lets the garbage collector close the sockets of connections that were refused.
-    warnings.filterwarnings("ignore", r"unclosed <(socket|ssl)", ResourceWarning)
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +96,10 @@ def _require_broker() -> None:
         pytest.fail(reason, pytrace=False)
     if reason is not None:
         pytest.skip(reason)
+
+
+@pytest.fixture
+def stage(kafka: Kafka, topic_names: Iterator[str], tmp_path: Path) -> Iterator[Stage]:
+    """Return topics with workers to be started on them."""
+    with Stage(kafka, topic_names, tmp_path) as stage:
+        yield stage

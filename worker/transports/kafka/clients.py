@@ -13,12 +13,16 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.net.compat import KafkaNetClient
+from kafka.structs import MemberState
 
 from worker.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from kafka.structs import ConsumerGroupMetadata
     from pydantic import SecretStr
 
     from worker.settings import KafkaSettings
@@ -40,7 +44,9 @@ _SENTENCES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (kafka_errors.CommitFailedError, "the partitions have gone to another worker"),
     (kafka_errors.NotEnoughReplicasError, "too few replicas are in sync"),
     (kafka_errors.NotEnoughReplicasAfterAppendError, "too few replicas are in sync"),
-    (kafka_errors.KafkaTimeoutError, "the brokers do not answer in time"),
+    # Also what a wrong password or certificate looks like from here.
+    (kafka_errors.KafkaTimeoutError, "the brokers do not answer in time, or refuse the login"),
+    (kafka_errors.RequestTimedOutError, "the brokers do not answer in time"),
     (kafka_errors.KafkaConnectionError, "the brokers cannot be reached"),
     (kafka_errors.MetadataEmptyBrokerList, "the brokers cannot be reached"),
 )
@@ -66,7 +72,8 @@ def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa
         if settings.assignment == "cooperative"
         else RangePartitionAssignor
     )
-    return KafkaConsumer(
+    return _made(
+        KafkaConsumer,
         **(
             common(settings)
             | {
@@ -84,7 +91,7 @@ def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa
                 "metrics_enabled": False,
             }
             | more
-        )
+        ),
     )
 
 
@@ -95,7 +102,8 @@ def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa
         KafkaError: the brokers do not answer, or refuse.
 
     """
-    return KafkaProducer(
+    return _made(
+        KafkaProducer,
         **(
             common(settings)
             | {
@@ -114,7 +122,7 @@ def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa
                 "metrics_enabled": False,
             }
             | more
-        )
+        ),
     )
 
 
@@ -125,7 +133,37 @@ def new_admin(settings: KafkaSettings) -> KafkaAdminClient:
         KafkaError: the brokers do not answer, or refuse.
 
     """
-    return KafkaAdminClient(**common(settings))
+    return _made(KafkaAdminClient, **common(settings))
+
+
+def _made(kind: Callable[..., Any], **options: Any) -> Any:  # noqa: ANN401 - as above
+    """Make a client; where it cannot connect, end the thread that kafka-python leaves behind."""
+    networks: list[KafkaNetClient] = []
+
+    def network(**more: Any) -> KafkaNetClient:  # noqa: ANN401 - as above
+        networks.append(KafkaNetClient(**more))
+        return networks[-1]
+
+    try:
+        return kind(**options, kafka_client=network)
+    except kafka_errors.KafkaError:
+        for each in networks:
+            each.close()
+        raise
+
+
+def is_member(consumer: KafkaConsumer, group: ConsumerGroupMetadata) -> bool:
+    """Return whether what a poll has just returned is ours by the group of that moment.
+
+    A join goes on while polls end early, and its new generation shows before the new assignment
+    is taken over: records of the old one would be committed as if they were still ours. Where the
+    topic's metadata settles meanwhile, the client even forgets that it was joining, for good; then
+    it is told to join again.
+    """
+    if group.state == MemberState.REBALANCING and not consumer._coordinator.need_rejoin():  # noqa: SLF001 - nothing public brings it back
+        consumer._coordinator.request_rejoin()  # noqa: SLF001 - as above
+    stable = group.state == MemberState.STABLE
+    return stable and group.generation_id >= 0 and bool(group.member_id)
 
 
 def common(settings: KafkaSettings) -> dict[str, Any]:

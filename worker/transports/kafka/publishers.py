@@ -21,7 +21,7 @@ from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.clients import new_producer, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from kafka import KafkaConsumer, KafkaProducer, TopicPartition
     from kafka.consumer.fetcher import ConsumerRecord
@@ -142,6 +142,9 @@ class Publisher(Protocol):
 
         """
 
+    def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
+        """Learn from where records come again; those of other partitions do not."""
+
     def close(self) -> None:
         """Let the producer go, with whatever it still holds."""
 
@@ -202,15 +205,17 @@ class AtLeastOnce:
             self._consumer().commit(
                 dict(positions), timeout_ms=_ms(min(_COMMIT_SECONDS, deadline.remaining))
             )
-        except kafka_errors.CommitFailedError as error:
-            self._acknowledged.clear()
-            raise AbandonedError(sentence(error)) from None
         except kafka_errors.KafkaError as error:
             raise AbandonedError(sentence(error)) from None
+        # What was put back for being in other partitions of the same abandoned chunk is kept.
+        self._acknowledged -= publication.messages.keys()
+
+    def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
+        """See the contract."""
         self._acknowledged = {
             (topic, partition, offset)
             for topic, partition, offset in self._acknowledged
-            if (topic, partition) not in positions or offset >= positions[(topic, partition)].offset
+            if offset >= committed.get((topic, partition), math.inf)
         }
 
     def close(self) -> None:
@@ -312,6 +317,9 @@ class ExactlyOnce:
                 raise
         self._fenced = 0
 
+    def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
+        """See the contract: an aborted transaction leaves nothing to remember."""
+
     def close(self) -> None:
         """See the contract."""
         self._discard()
@@ -334,8 +342,10 @@ class ExactlyOnce:
             too_large = _send_all(producer, part, sent, deadline)
             _raise_failures(sent, too_large)
         manager = producer._transaction_manager  # noqa: SLF001 - the public calls never time out
-        _await(producer, manager.send_offsets_to_transaction(dict(positions), group), deadline)
-        _await(producer, manager.begin_commit(), deadline)
+        await_result(
+            producer, manager.send_offsets_to_transaction(dict(positions), group), deadline
+        )
+        await_result(producer, manager.begin_commit(), deadline)
 
     def _note(self, error: kafka_errors.KafkaError) -> None:
         if not isinstance(error, _FENCED):
@@ -371,6 +381,26 @@ def discard(producer: KafkaProducer | None) -> None:
         producer.close(timeout=0)
     except kafka_errors.KafkaError:
         producer._closed = True  # noqa: SLF001 - or it is tried again when it is collected
+
+
+def flushed(producer: Any, futures: Collection[Any], seconds: float) -> bool:  # noqa: ANN401 - has no types
+    """Return whether all sends are decided, one way or the other, after some seconds at most."""
+    with suppress(kafka_errors.KafkaError):
+        producer.flush(timeout=seconds)
+    return all(future.is_done for future in futures)
+
+
+def await_result(producer: KafkaProducer, result: Any, deadline: Deadline) -> None:  # noqa: ANN401 - has no types
+    """Wait for a call of a transaction, within a deadline.
+
+    Raises:
+        KafkaTimeoutError: it was not done in time, and may be later.
+        KafkaError: it failed.
+
+    """
+    producer._sender.wakeup()  # noqa: SLF001 - as above
+    if not deadline.wait(lambda seconds: result.wait(timeout_ms=_ms(seconds))):
+        raise kafka_errors.KafkaTimeoutError
 
 
 def _parts(
@@ -411,15 +441,9 @@ def _send_all(
             )
         except kafka_errors.MessageSizeTooLargeError:
             too_large.append(place)
-    if not deadline.wait(lambda seconds: _flushed(producer, sent, seconds)):
+    if not deadline.wait(lambda seconds: flushed(producer, sent.values(), seconds)):
         raise AbandonedError("the brokers do not acknowledge records in time")
     return too_large
-
-
-def _flushed(producer: Any, sent: Mapping[Place, Any], seconds: float) -> bool:  # noqa: ANN401
-    with suppress(kafka_errors.KafkaError):
-        producer.flush(timeout=seconds)
-    return all(future.is_done for future in sent.values())
 
 
 def _raise_failures(sent: Mapping[Place, Any], too_large: Sequence[Place]) -> None:
@@ -435,12 +459,6 @@ def _raise_failures(sent: Mapping[Place, Any], too_large: Sequence[Place]) -> No
         raise _RefusedError(None)
     for error in failed.values():
         raise error
-
-
-def _await(producer: KafkaProducer, result: Any, deadline: Deadline) -> None:  # noqa: ANN401 - has no types
-    producer._sender.wakeup()  # noqa: SLF001 - as above
-    if not deadline.wait(lambda seconds: result.wait(timeout_ms=_ms(seconds))):
-        raise kafka_errors.KafkaTimeoutError
 
 
 def _ms(seconds: float) -> int:

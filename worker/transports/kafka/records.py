@@ -11,6 +11,9 @@ Dead letters carry the event's value, key and headers as they were, then `worker
 `worker-partition`, `worker-offset`, `worker-timestamp`, `worker-kind` and `worker-reason`. What
 the client cannot send is written as empty bytes, and `worker-nulls` tells what was null: a JSON
 list of "value" and of the positions of headers, from 0. `original_of` reads all that back.
+
+What `worker dead-letters redrive` sends back is the event as it was, and `worker-rounds`. On the
+dead-letter topic it leaves records with the header `worker-redrive`, which are no dead letters.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ KIND: Final = "worker-kind"
 REASON: Final = "worker-reason"
 NULLS: Final = "worker-nulls"
 ROUNDS: Final = "worker-rounds"
+REDRIVE: Final = "worker-redrive"
 
 
 @dataclass(frozen=True, slots=True)

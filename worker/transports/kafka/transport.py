@@ -22,7 +22,7 @@ from worker.errors import WorkerError
 from worker.messages import DeadLetter, ErrorKind, Skipped
 from worker.telemetry.logs import log
 from worker.telemetry.stacks import log_stacks
-from worker.transports.kafka.clients import new_consumer, sentence
+from worker.transports.kafka.clients import is_member, new_consumer, sentence
 from worker.transports.kafka.positions import (
     Mark,
     establish_starts,
@@ -88,6 +88,7 @@ class TransportState:
     joined: bool = False
     problem: str | None = "not connected yet"
     poll_seconds: float = 0.0
+    decode_seconds: float = 0.0
     publish_seconds: float = 0.0
     rebalances: int = 0
     abandoned: int = 0
@@ -252,9 +253,10 @@ class KafkaTransport:
         if None in committed.values():
             self._drop_consumer(_CALL_SECONDS)
             return False
-        for partition, commit in committed.items():
-            if commit is not None:
-                consumer.seek(partition, commit.offset)
+        offsets = {p: commit.offset for p, commit in committed.items() if commit is not None}
+        for partition, offset in offsets.items():
+            consumer.seek(partition, offset)
+        self._publisher.rewound(offsets)
         consumer.resume(*consumer.assignment())
         self._settled = True
         self._marks = {}
@@ -276,11 +278,12 @@ class KafkaTransport:
         group = consumer.group_metadata()
         taken = time.monotonic()
         self.state.poll_seconds += taken - started
-        self.state.joined = group.generation_id >= 0 and bool(group.member_id)
+        self.state.joined = is_member(consumer, group)
         if not self.state.joined:
             return KafkaChunk()
         if group.generation_id != self._generation:
             self.state.rebalances += 1
+            self.state.lag = {}
             self._generation = group.generation_id
             self._marks = {}
             self._committed = {}
@@ -303,7 +306,9 @@ class KafkaTransport:
             positions[partition] = self._marks[partition].passed(position).at(position)
             highwater = self._live.highwater(partition) or position
             self.state.lag = {**self.state.lag, partition: highwater - position}
+        started = time.monotonic()
         items: list[Item] = [self._item(source) for source in sources]
+        self.state.decode_seconds += time.monotonic() - started
         if deadly:
             reason = "processes died when this record was labelled"
             items = [DeadLetter(record_of(sources[0]), ErrorKind.DEADLY, reason)]

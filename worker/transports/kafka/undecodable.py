@@ -7,15 +7,18 @@ its own.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kafka import TopicPartition
 from kafka import errors as kafka_errors
+from kafka.consumer.fetcher import Fetcher
 
 from worker.errors import WorkerError
 from worker.transports.kafka.clients import new_consumer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from worker.settings import KafkaSettings
 
 _SECONDS_FOR_A_RECORD: Final = 5.0
@@ -70,14 +73,33 @@ def end_of_undecodable(settings: KafkaSettings, partition: TopicPartition, offse
         last: int = consumer.end_offsets([partition])[partition]
     finally:
         consumer.close()
-    low, step = offset, 1
-    while low + step < last and not readable(settings, partition, low + step):
-        low, step = low + step, 2 * step
-    high = min(low + step, last)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if readable(settings, partition, middle):
-            high = middle
-        else:
-            low = middle
-    return high
+    end = offset
+    # Batch by batch: what lies between two of them must not be passed over.
+    while end == offset or (end < last and not readable(settings, partition, end)):
+        end = _end_of_batch(settings, partition, end)
+    return end
+
+
+def _end_of_batch(settings: KafkaSettings, partition: TopicPartition, offset: int) -> int:
+    """Return the offset behind a batch, which its header tells."""
+    ends: list[int] = []
+
+    class Headers(Fetcher.PartitionRecords):  # type: ignore[misc]
+        def _unpack_records(self, _: TopicPartition, batches: Any, *__: object) -> Iterator[Any]:  # noqa: ANN401 - has no types
+            ends.extend(batch.next_offset for batch in batches)
+            self.drain()
+            yield from ()
+
+    consumer = new_consumer(settings, group_id=None)
+    consumer._fetcher.PartitionRecords = Headers  # noqa: SLF001 - in public it decodes all it reads
+    try:
+        consumer.assign([partition])
+        consumer.seek(partition, offset)
+        gives_up = time.monotonic() + _SECONDS_FOR_A_RECORD
+        while not ends:
+            if time.monotonic() > gives_up:
+                raise kafka_errors.KafkaTimeoutError
+            consumer.poll(timeout_ms=200)
+    finally:
+        consumer.close()
+    return ends[0]

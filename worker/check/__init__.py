@@ -1,0 +1,1 @@
+"""`worker check`: whether `worker run` can work here, and what it could lose."""

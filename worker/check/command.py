@@ -1,0 +1,85 @@
+"""`worker check`: all that `worker run` needs is looked at, and told a line each.
+
+Nothing is changed in Kafka: no record is sent, and the group is not joined.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kafka import errors as kafka_errors
+
+from worker.check.brokers import BROKERS, CREDENTIALS, brokers
+from worker.check.findings import Finding, Level
+from worker.check.group import group, producer, time_limits
+from worker.check.machine import cache, cpu, model
+from worker.check.questions import Questions
+from worker.check.topics import internal_topics, own_topics
+from worker.errors import ConfigurationError
+from worker.runtime import fields_of
+from worker.transports.kafka.clients import common, new_admin, sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.settings import Settings
+
+
+def check(settings: Settings) -> int:
+    """Print a line for each finding; returns the exit code, 1 where something failed.
+
+    Raises:
+        ConfigurationError: settings that do not fit each other.
+
+    """
+    fields_of(settings.input)
+    failed = False
+    for finding in _findings(settings):
+        print(finding, flush=True)
+        failed |= finding.level is Level.FAIL
+    return int(failed)
+
+
+def _findings(settings: Settings) -> Iterator[Finding]:
+    yield from _kafka(settings)
+    yield from model(settings)
+    yield from cache(settings)
+    yield from cpu(settings)
+
+
+def _kafka(settings: Settings) -> Iterator[Finding]:
+    rest = Finding(Level.SKIP, "topics, rights", "not looked at: that needs brokers that answer")
+    try:
+        options = common(settings.kafka)
+    except ConfigurationError as error:
+        yield Finding(Level.FAIL, CREDENTIALS, str(error))
+        yield rest
+        return
+    if not (yield from brokers(settings.kafka, options)):
+        yield rest
+        return
+    try:
+        yield from _cluster(settings)
+    except kafka_errors.KafkaError as error:
+        problem = f"{sentence(error)}; what is left was not looked at: try again"
+        yield Finding(Level.FAIL, BROKERS, problem)
+
+
+def _cluster(settings: Settings) -> Iterator[Finding]:
+    """Look at what the brokers know.
+
+    Raises:
+        KafkaError: they do not answer.
+
+    """
+    admin = new_admin(settings.kafka)
+    try:
+        questions = Questions(admin, settings.kafka.request_timeout_seconds)
+        topics = yield from own_topics(questions, settings)
+        yield from group(questions, settings.kafka, topics)
+        yield from producer(questions, settings.kafka)
+        yield from time_limits(questions, settings.kafka)
+        # Last, because the first question to a coordinator makes its topic.
+        yield from internal_topics(questions, settings.kafka)
+    finally:
+        admin.close()

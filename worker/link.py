@@ -1,0 +1,65 @@
+"""The link between a process of `worker run --processes N` and the parent that started it.
+
+A pair of sockets. The child tells its status every second, a JSON line each; when the parent is
+gone, however it went, the child reads the end of the stream and stops as if asked to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from worker.telemetry.metrics import Status
+
+_INTERVAL: Final = 1.0
+
+
+class Link:
+    """The child's end."""
+
+    def __init__(self, process: int, end: socket.socket) -> None:
+        """Keep the child's number and its socket."""
+        self.process = process
+        self._socket = end
+
+    @classmethod
+    def parse(cls, argument: str) -> Self:
+        """Take over the socket that the parent has passed on: its number and ours."""
+        process, descriptor = argument.split(":")
+        return cls(int(process), socket.socket(fileno=int(descriptor)))
+
+    @contextmanager
+    def telling(self, status: Callable[[], Status]) -> Iterator[None]:
+        """Tell the parent how it goes, and stop this process when the parent is gone."""
+        done = threading.Event()
+        threads = [
+            threading.Thread(target=self._tell, args=(status, done), name="link", daemon=True),
+            threading.Thread(target=self._stop_when_alone, name="lifeline", daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+
+    def _tell(self, status: Callable[[], Status], done: threading.Event) -> None:
+        with suppress(OSError):
+            while not done.is_set():
+                self._socket.sendall(json.dumps(asdict(status())).encode() + b"\n")
+                done.wait(_INTERVAL)
+
+    def _stop_when_alone(self) -> None:
+        with suppress(OSError):
+            while self._socket.recv(1):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
