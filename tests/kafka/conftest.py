@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kafka.broker import Cluster, Kafka, Node, SecureCluster, missing
+from tests.kafka.proxy import Proxy
 from tests.kafka.stage import Stage
 
 if TYPE_CHECKING:
@@ -103,3 +104,16 @@ def stage(kafka: Kafka, topic_names: Iterator[str], tmp_path: Path) -> Iterator[
     """Return topics with workers to be started on them."""
     with Stage(kafka, topic_names, tmp_path) as stage:
         yield stage
+
+
+@pytest.fixture
+def proxied(
+    kafka: Kafka, kafka_node: Node, topic_names: Iterator[str], tmp_path: Path
+) -> Iterator[tuple[Stage, Proxy]]:
+    """Return a stage whose workers come by way of a proxy."""
+    bootstrap = f"127.0.0.1:{kafka_node.proxy_port}"
+    with (
+        Proxy(kafka_node.proxy_port, kafka_node.proxied_port) as proxy,
+        Stage(kafka, topic_names, tmp_path, bootstrap=bootstrap) as stage,
+    ):
+        yield stage, proxy

@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from worker import cli
+from worker import cli, runtime
 from worker.classifier import Classification, Classifier
 
 if TYPE_CHECKING:
@@ -26,7 +26,5 @@ class DeadlyClassifier(Classifier):
 
 
 if __name__ == "__main__":
-    import worker.runtime
-
-    worker.runtime.Classifier = DeadlyClassifier  # type: ignore[misc]
+    setattr(runtime, "Classifier", DeadlyClassifier)  # noqa: B010 - mypy knows it as imported
     sys.exit(cli.main(sys.argv[1:]))

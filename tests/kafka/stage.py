@@ -40,10 +40,9 @@ class WorkerProcess:
     """A `worker run` of its own process."""
 
     def __init__(
-        self, folder: Path, name: str, settings: Mapping[str, str], module: str = "worker"
+        self, folder: Path, name: str, environment: Mapping[str, str], module: str = "worker"
     ) -> None:
         self.log_path = folder / f"{name}.log"
-        environment = {f"WORKER_{setting}": value for setting, value in settings.items()}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, "run"],
@@ -112,7 +111,7 @@ class Stage:
     folder: Path
     partitions: int = 2
     bootstrap: str = ""
-    topic_configs: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     workers: list[WorkerProcess] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -143,7 +142,8 @@ class Stage:
         """Start a worker, or a module of the tests that is one with a fault."""
         name = f"worker-{len(self.workers)}"
         more = {"KAFKA__CLIENT_ID": name} | settings
-        worker = WorkerProcess(self.folder, name, self.settings | more, module)
+        variables = {f"WORKER_{key}": value for key, value in (self.settings | more).items()}
+        worker = WorkerProcess(self.folder, name, variables | self.environment, module)
         self.workers.append(worker)
         return worker
 

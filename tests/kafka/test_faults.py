@@ -18,29 +18,15 @@ from worker.artifact import load_artifact
 from worker.tokens import TextTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from kafka.consumer.fetcher import ConsumerRecord
 
-    from tests.kafka.broker import Kafka, Node
+    from tests.kafka.broker import Node
 
 GUARANTEES = pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
 TEXTS = [f"message {number}" for number in range(200)]
 PLACES = [(partition, offset) for partition in (0, 1) for offset in range(100)]
-
-
-@pytest.fixture
-def proxied(
-    kafka: Kafka, kafka_node: Node, topic_names: Iterator[str], tmp_path: Path
-) -> Iterator[tuple[Stage, Proxy]]:
-    """Return a stage whose workers come by way of a proxy."""
-    bootstrap = f"127.0.0.1:{kafka_node.proxy_port}"
-    with (
-        Proxy(kafka_node.proxy_port, kafka_node.proxied_port) as proxy,
-        Stage(kafka, topic_names, tmp_path, bootstrap=bootstrap) as stage,
-    ):
-        yield stage, proxy
 
 
 def places(records: list[ConsumerRecord]) -> list[tuple[int, int]]:
@@ -125,7 +111,7 @@ def test_a_label_that_the_broker_refuses_becomes_a_dead_letter(
     stage: Stage, guarantee: str
 ) -> None:
     small = next(stage.names)
-    stage.kafka.create_topic(small, **{"max.message.bytes": "2000"})
+    stage.kafka.create_topic(small, max_message_bytes="2000")
     stage.produce([*TEXTS[:50], "x" * 5000, *TEXTS[51:]])
     stage.output = small
     stage.worker(KAFKA__GUARANTEE=guarantee, KAFKA__OUTPUT_TOPIC=small, INCLUDE_TEXT="true")
@@ -154,7 +140,7 @@ def test_a_timestamp_that_the_broker_refuses_goes_into_a_header(
     stage: Stage, guarantee: str
 ) -> None:
     early, late = next(stage.names), 4102444800000
-    stage.kafka.create_topic(early, **{"message.timestamp.after.max.ms": str(2**62)})
+    stage.kafka.create_topic(early, message_timestamp_after_max_ms=str(2**62))
     values = [b'{"text": "%d"}' % number for number in range(20)]
     stamps = [late if number == 7 else 1700000000000 for number in range(20)]
     stage.kafka.produce(

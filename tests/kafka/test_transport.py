@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pytest
 from kafka import KafkaConsumer
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from worker.transports.base import Transport
     from worker.transports.kafka.transport import KafkaChunk
 
-GUARANTEES = ["at-least-once", "exactly-once"]
+Guarantee: TypeAlias = Literal["at-least-once", "exactly-once"]
+GUARANTEES: list[Guarantee] = ["at-least-once", "exactly-once"]
 
 
 class MisdirectedEncoder(MessageEncoder):
@@ -69,7 +70,7 @@ class DrainingTransport(KafkaTransport):
 class KafkaHarness(Harness):
     partitions = 3
 
-    def __init__(self, kafka: Kafka, names: Iterator[str], guarantee: str) -> None:
+    def __init__(self, kafka: Kafka, names: Iterator[str], guarantee: Guarantee) -> None:
         self.kafka = kafka
         self.settings = KafkaSettings(
             brokers=(kafka.bootstrap,),
@@ -166,7 +167,7 @@ class TestKafkaTransport(TransportContract):
         self,
         kafka: Kafka,
         topic_names: Iterator[str],
-        guarantee: Literal["at-least-once", "exactly-once"],
+        guarantee: Guarantee,
     ) -> Iterator[KafkaHarness]:
         harness = KafkaHarness(kafka, topic_names, guarantee)
         yield harness

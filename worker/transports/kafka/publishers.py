@@ -61,6 +61,11 @@ class Deadline:
         """Return the seconds until then, none after."""
         return max(0.0, self.ends - time.monotonic())
 
+    def check(self, problem: str) -> None:
+        """Raise an AbandonedError, which tells a problem, when the time is over."""
+        if not self.remaining:
+            raise AbandonedError(problem)
+
     def within(self, seconds: float) -> None:
         """Bring it forward, to some seconds from now at most."""
         self.ends = min(self.ends, time.monotonic() + seconds)

@@ -167,6 +167,7 @@ class KafkaTransport:
         started = time.monotonic()
         self._deadline.ends = min(self._stop_by, chunk.taken + self._settings.deadline_seconds)
         try:
+            self._deadline.check("the chunk took too long to label")
             self._publisher.publish(publication, chunk.positions, chunk.group, self._deadline)
         except AbandonedError as error:
             self._complain(str(error))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from worker.settings import KafkaSettings
 
+# What the client raises for such a batch; whatever else it fails with may come of one, too.
+UNREADABLE: Final = (kafka_errors.UnsupportedCodecError, kafka_errors.CorruptRecordError)
 _SECONDS_FOR_A_RECORD: Final = 5.0
 
 
