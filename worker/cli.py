@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _DESCRIPTION: Final = """\
 Label chat messages with an int8 DistilBERT on CPU.
 
+  worker run                                    label the events of Kafka topics
+  worker check                                  see whether that will work
+  worker dead-letters list                      what could not be labelled, and sending it back
   worker replay chat.jsonl -o labels.jsonl      label the messages of a file
   cat chat.txt | worker replay - --format text  or of a pipe, to standard output
   worker finetune, worker prepare               make a model of your own

@@ -44,7 +44,6 @@ def stream(settings: Settings, link: Link | None = None) -> int:
     artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
     process = link.process if link else 0
     transport = _transport(settings, artifact, process)
-    classifier = open_classifier(settings, artifact)
     metrics = Metrics(artifact.manifest.name, artifact.digest, artifact.manifest.labels)
     watchdog = Watchdog(settings.run.stuck_seconds, lambda: transport.in_hand)
 
@@ -74,16 +73,15 @@ def stream(settings: Settings, link: Link | None = None) -> int:
 
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignal(stop_soon))
+        classifier = open_classifier(settings, artifact)
+        stack.callback(classifier.close)
         if link:
             stack.enter_context(link.telling(status))
         else:
             stack.enter_context(serving(settings.run.listen, lambda: [status()]))
         stack.enter_context(watchdog)
-        try:
-            pipeline.run(transport, classifier, completed=completed, stopping=stopping)
-        finally:
-            transport.close(_CLOSING_SECONDS)
-            classifier.close()
+        stack.callback(transport.close, _CLOSING_SECONDS)
+        pipeline.run(transport, classifier, completed=completed, stopping=stopping)
     log.info("stopped")
     return 0
 
