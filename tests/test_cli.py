@@ -24,7 +24,7 @@ from worker.cli import main
 from worker.view import printable
 
 SOURCE = Path(cli.__file__).parent
-COMMANDS = ["replay", "run", "view", "evaluate", "finetune", "prepare"]
+COMMANDS = ["replay", "run", "check", "dead-letters", "view", "evaluate", "finetune", "prepare"]
 MODULE = [sys.executable, "-m", "worker"]
 CONSOLE_SCRIPT = [str(Path(sysconfig.get_path("scripts")) / "worker")]
 HEAVY = {"onnxruntime", "numpy", "tokenizers", "pydantic", "diskcache"}
@@ -60,7 +60,7 @@ def test_it_can_be_called_as_a_module_and_as_a_program(program: list[str]) -> No
     output = subprocess.run([*program, "--help"], capture_output=True, text=True, check=True)
     assert output.stderr == ""
     assert output.stdout.startswith("usage: worker ")
-    assert all(re.search(rf"^    {command} ", output.stdout, re.MULTILINE) for command in COMMANDS)
+    assert all(re.search(rf"^    {command}\s", output.stdout, re.MULTILINE) for command in COMMANDS)
     assert "Exit codes:" in output.stdout
 
 

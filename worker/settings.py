@@ -229,7 +229,7 @@ class KafkaSettings(_Group):
         float, Field(ge=1, le=900, description="how long a dead worker holds its successor back")
     ] = 15
     request_timeout_seconds: Annotated[
-        float, Field(ge=0.5, le=300, description="after which a request to a broker is repeated")
+        float, Field(ge=1, le=60, description="after which a request to a broker is repeated")
     ] = 10
     tls: TlsSettings = TlsSettings()
     sasl: SaslSettings = SaslSettings()

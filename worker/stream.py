@@ -14,6 +14,7 @@ from worker.signals import StopSignal
 from worker.telemetry.logs import log
 from worker.telemetry.metrics import Metrics, Status
 from worker.telemetry.server import serving
+from worker.telemetry.stacks import private_errors
 from worker.transports.kafka.records import MessageEncoder
 from worker.transports.kafka.transport import KafkaTransport, Limits
 from worker.watchdog import Watchdog
@@ -38,7 +39,8 @@ def stream(settings: Settings, link: Link | None = None) -> int:
 
     Raises:
         ConfigurationError: settings that do not fit each other, or a file that cannot be used.
-        WorkerError: the model cannot be used, a batch cannot be decoded, or offsets are no good.
+        WorkerError: the model cannot be used, a batch cannot be decoded, offsets are no good, or
+            something happened that should not.
 
     """
     artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
@@ -81,6 +83,7 @@ def stream(settings: Settings, link: Link | None = None) -> int:
             stack.enter_context(serving(settings.run.listen, lambda: [status()]))
         stack.enter_context(watchdog)
         stack.callback(transport.close, _CLOSING_SECONDS)
+        stack.enter_context(private_errors())
         pipeline.run(transport, classifier, completed=completed, stopping=stopping)
     log.info("stopped")
     return 0

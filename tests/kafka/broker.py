@@ -163,6 +163,18 @@ class Kafka:
         finally:
             consumer.close()
 
+    def ends(self, topic: str, isolation: str) -> dict[TopicPartition, int]:
+        """Return where a topic ends; for committed reads, before the first open transaction."""
+        consumer = self._connect(KafkaConsumer, isolation_level=isolation, enable_auto_commit=False)
+        try:
+            numbers = consumer.partitions_for_topic(topic)
+            ends: dict[TopicPartition, int] = consumer.end_offsets(
+                [TopicPartition(topic, number) for number in numbers]
+            )
+            return ends
+        finally:
+            consumer.close()
+
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """Return the offset that a group has committed for each partition, where it has."""
         offsets = self._ask(lambda admin: admin.list_group_offsets({group: None})[group])

@@ -177,8 +177,17 @@ class Stage:
             committed = self.kafka.committed(self.group, self.input)
             return all(committed.get(partition, 0) >= end for partition, end in ends.items())
 
+        def closed() -> bool:
+            # The markers of a transaction come after its commit is acknowledged.
+            return all(
+                self.kafka.ends(topic, "read_committed")
+                == self.kafka.ends(topic, "read_uncommitted")
+                for topic in (self.output, self.dead)
+            )
+
         try:
             wait_until(done, "the end of the input")
+            wait_until(closed, "the end of all transactions")
         except BaseException:
             for worker in self.workers:
                 print(worker.log_path.name, worker.output, sep="\n")

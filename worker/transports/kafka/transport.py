@@ -38,7 +38,7 @@ from worker.transports.kafka.publishers import (
     Publication,
 )
 from worker.transports.kafka.records import record_of
-from worker.transports.kafka.undecodable import UndecodableError, readable
+from worker.transports.kafka.undecodable import UNREADABLE, UndecodableError, readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +59,12 @@ _CALL_SECONDS: Final = 5.0
 _LONGEST_BACKOFF: Final = 5.0
 _FIRST_CHUNK_RECORDS: Final = 64
 _SECONDS_BETWEEN_COMPLAINTS: Final = 10.0
-_UNREADABLE: Final = (kafka_errors.UnsupportedCodecError, kafka_errors.CorruptRecordError)
+# The consumer is none the worse for these.
+_LATER: Final = (
+    kafka_errors.RetriableError,
+    kafka_errors.CommitFailedError,
+    kafka_errors.RebalanceInProgressError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +227,7 @@ class KafkaTransport:
             kafka_errors.LogTruncationError,
         ) as error:
             return self._find_position(error)
-        except kafka_errors.RetriableError as error:
+        except _LATER as error:
             self._complain(sentence(error))
             self._hold_back()
             return KafkaChunk()
@@ -230,7 +235,7 @@ class KafkaTransport:
             raise
         except Exception as error:  # noqa: BLE001 - a batch can break the client in any way
             # After such an error the client would never return from its next poll.
-            if not isinstance(error, kafka_errors.KafkaError) or isinstance(error, _UNREADABLE):
+            if not isinstance(error, kafka_errors.KafkaError) or isinstance(error, UNREADABLE):
                 self._look_for_undecodable()
             self._complain(sentence(error))
             self._drop_consumer(_CALL_SECONDS)
@@ -247,6 +252,9 @@ class KafkaTransport:
         consumer.pause(*consumer.assignment())
         # Membership needs polls; records of a partition that is new here come again.
         consumer.poll(timeout_ms=_ms(_POLL_SECONDS))
+        self._see_group(consumer.group_metadata())
+        if not self.state.joined:
+            return False
         if not self._publisher.prepare(_CALL_SECONDS):
             self._complain("the brokers have not decided on records that were sent")
             return False
@@ -273,25 +281,31 @@ class KafkaTransport:
         careful = any(mark.careful for mark in self._marks.values())
         size = 1 if careful else self._chunk_records
         records = consumer.poll(timeout_ms=_ms(_POLL_SECONDS), max_records=size)
-        if records:
-            self._settled = False
         # What the commit of these records will be judged by; read later, it would be another's.
         group = consumer.group_metadata()
         taken = time.monotonic()
         self.state.poll_seconds += taken - started
-        self.state.joined = is_member(consumer, group)
-        if not self.state.joined:
+        changed = self._see_group(group)
+        if records or changed:
+            self._settled = False
+        if changed:
+            # A partition that was kept, or came back, may stand where it was long ago.
             return KafkaChunk()
-        if group.generation_id != self._generation:
-            self.state.rebalances += 1
-            self.state.lag = {}
-            self._generation = group.generation_id
-            self._marks = {}
-            self._committed = {}
         if not records:
             return self._idle(group, taken)
         self._backoff = _POLL_SECONDS
         return self._chunk(records, group, taken)
+
+    def _see_group(self, group: ConsumerGroupMetadata) -> bool:
+        """Take note of the group after a poll; returns whether it is another than before."""
+        self.state.joined = is_member(self._live, group)
+        generation = group.generation_id if self.state.joined else None
+        changed = generation != self._generation
+        if changed and generation is not None:
+            self.state.rebalances += 1
+            self.state.lag = {}
+        self._generation = generation
+        return changed
 
     def _chunk(
         self,
@@ -427,14 +441,17 @@ class KafkaTransport:
             UndecodableError: a partition cannot be read from there.
 
         """
+        if self._consumer is None:
+            return
         positions = {}
-        for partition in self._live.assignment():
+        for partition in self._consumer.assignment():
             with suppress(kafka_errors.KafkaError):
-                positions[partition] = self._live.position(partition, timeout_ms=1000)
+                positions[partition] = self._consumer.position(partition, timeout_ms=1000)
         self._drop_consumer(_CALL_SECONDS)
-        for partition, position in positions.items():
-            if position is not None and not readable(self._settings, partition, position):
-                raise UndecodableError(partition.topic, partition.partition, position)
+        with suppress(kafka_errors.KafkaError):
+            for partition, position in positions.items():
+                if position is not None and not readable(self._settings, partition, position):
+                    raise UndecodableError(partition.topic, partition.partition, position)
 
     def _dead_letter_of_refused(self, source: ConsumerRecord) -> Message:
         reason = "the brokers do not take the label of this record"

@@ -1,0 +1,165 @@
+"""`worker dead-letters list` and `show`: how many there are, and what became dead why.
+
+Nothing of a record is shown unless it is asked for: without `--payload` only places, kinds,
+reasons, times and sizes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from worker.dead_letters.letters import letters_of_files
+from worker.dead_letters.talk import counted, escaped, told
+from worker.dead_letters.topic import DeadLetterTopic, is_receipt, letter_of
+from worker.messages import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from worker.dead_letters.letters import Filters, Letter
+    from worker.settings import KafkaSettings
+
+
+def list_letters(settings: KafkaSettings, files: Sequence[Path], filters: Filters) -> None:
+    """Print how many dead letters there are, by kind and source.
+
+    Raises:
+        ConfigurationError: the topic does not exist, or a filter does not fit files.
+        WorkerError: the letters cannot be read.
+
+    """
+    rows: dict[tuple[str, str, int | None], _Count] = {}
+    foreign = 0
+    for letter in _letters_of(settings, files, filters):
+        if letter is None:
+            foreign += 1
+        elif filters.take(letter):
+            key = (letter.kind, letter.source, letter.partition)
+            rows.setdefault(key, _Count()).add(letter.time)
+    if rows:
+        table = [("kind", "from", "partition", "letters", "first", "last")]
+        for (kind, source, partition), count in sorted(rows.items(), key=_order):
+            number = "-" if partition is None else str(partition)
+            table.append((kind, source, number, str(count.letters), *count.times()))
+        _print_table(table)
+        print()
+    print(counted(sum(count.letters for count in rows.values()), "dead letter"))
+    if foreign:
+        print(f"{counted(foreign, 'other record')} of the topic, not by this worker")
+
+
+def show_letters(
+    settings: KafkaSettings, files: Sequence[Path], filters: Filters, limit: int, *, payload: bool
+) -> None:
+    """Print a line for each dead letter, and below it what it holds, if that is asked for.
+
+    Raises:
+        ConfigurationError: the topic does not exist, or a filter does not fit files.
+        WorkerError: the letters cannot be read.
+
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that is not UTF-8 shows what it can.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    letters = _letters_of(settings, files, filters)
+    chosen = (letter for letter in letters if letter is not None and filters.take(letter))
+    for letter in itertools.islice(chosen, limit):
+        print(_line(letter))
+        if payload:
+            print(f"  {_payload(letter)}")
+    if next(chosen, None) is not None:
+        print(f"there are more than {limit}; see --limit")
+
+
+def _letters_of(
+    settings: KafkaSettings, files: Sequence[Path], filters: Filters
+) -> Iterator[Letter | None]:
+    """Yield the dead letters of files, or of the topic without any; None is a foreign record.
+
+    Raises:
+        ConfigurationError: the topic does not exist, or a filter does not fit files.
+        WorkerError: the letters cannot be read.
+
+    """
+    if files:
+        yield from letters_of_files(files, filters)
+        return
+    with told(), DeadLetterTopic(settings) as topic:
+        for records in topic.read(topic.begin, topic.ends):
+            yield from (letter_of(r) for r in records if not is_receipt(r))
+
+
+@dataclass(slots=True)
+class _Count:
+    letters: int = 0
+    first: datetime | None = None
+    last: datetime | None = None
+
+    def add(self, when: datetime | None) -> None:
+        self.letters += 1
+        if when is not None:
+            self.first = min(self.first or when, when)
+            self.last = max(self.last or when, when)
+
+    def times(self) -> tuple[str, str]:
+        return _written(self.first), _written(self.last)
+
+
+def _line(letter: Letter) -> str:
+    part = letter.place.part if isinstance(letter.place, Place) else 0
+    sizes = f"key {_size(letter.key)}, value {_size(letter.value)}"
+    return "  ".join(
+        [
+            escaped(str(letter.place)) + (f" part {part}" if part else ""),
+            escaped(letter.kind),
+            _written(letter.time),
+            counted(letter.rounds, "round"),
+            f"{sizes}, {counted(len(letter.headers), 'header')}",
+            escaped(letter.reason),
+        ]
+    )
+
+
+def _payload(letter: Letter) -> str:
+    content = {
+        "key": _readable(letter.key),
+        "headers": [[name, _readable(value)] for name, value in letter.headers],
+        "value": _readable(letter.value),
+    }
+    return escaped(json.dumps(content, ensure_ascii=False))
+
+
+def _readable(data: bytes | None) -> str | dict[str, str] | None:
+    try:
+        return None if data is None else data.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data or b"").decode()}
+
+
+def _size(data: bytes | None) -> str:
+    return "null" if data is None else f"{len(data)} B"
+
+
+def _written(when: datetime | None) -> str:
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ") if when else "-"
+
+
+def _order(row: tuple[tuple[str, str, int | None], _Count]) -> tuple[str, str, int]:
+    (kind, source, partition), _ = row
+    return kind, source, partition or 0
+
+
+def _print_table(rows: Iterable[Sequence[str]]) -> None:
+    clean = [[escaped(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*clean, strict=True)]
+    for row in clean:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())

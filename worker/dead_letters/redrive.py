@@ -1,0 +1,214 @@
+"""`worker dead-letters redrive`: send records back to where they came from, each exactly once.
+
+The selection is fixed when a redrive begins: letters of the topic up to where it ended then, so
+that it never chases what it sends round. Receipts tell what has been sent (see `receipts`), so
+the same command continues after any end, and no redrive sends a record again unasked. Each record
+carries how many rounds it has gone, and a limit stops it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from worker.dead_letters.receipts import Ledger, Receipt, stretches
+from worker.dead_letters.sending import Outgoing, Sender
+from worker.dead_letters.talk import confirmed, counted, escaped, told
+from worker.dead_letters.topic import DeadLetterTopic, is_receipt, letter_of
+from worker.errors import WorkerError
+from worker.messages import ErrorKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from kafka.consumer.fetcher import ConsumerRecord
+
+    from worker.dead_letters.letters import Filters
+    from worker.dead_letters.receipts import Position
+    from worker.settings import KafkaSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which letters to send back."""
+
+    filters: Filters
+    max_rounds: int
+    again: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what tells this selection from others."""
+        again = {"again": True} if self.again else {}
+        return {**self.filters.as_json(), "max_rounds": self.max_rounds, **again}
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the filters take: where each letter stands on the topic, and where it goes."""
+
+    letters: dict[Position, str] = field(default_factory=dict)
+    at_limit: int = 0
+    without_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A redrive that has been decided on: its number, its end, and what is left to send."""
+
+    number: int
+    until: Mapping[int, int]
+    left: dict[Position, str]
+    sent_before: int
+    later: int
+
+
+def redrive(settings: KafkaSettings, selection: Selection, *, yes: bool) -> None:
+    """Say what would be sent where, and send it once that is confirmed.
+
+    Raises:
+        ConfigurationError: the dead-letter topic does not exist.
+        WorkerError: not everything was sent; the same command continues.
+
+    """
+    with told(), DeadLetterTopic(settings) as topic:
+        ledger = Ledger()
+        found = _scan(topic, selection, ledger)
+        plan = _plan(found, selection, ledger, topic.ends)
+        _tell(plan, found, selection)
+        if not plan.left:
+            return
+        _check_targets(topic, plan)
+        if confirmed(f"send {counted(len(plan.left), 'record')} back?", yes=yes):
+            with Sender(settings) as sender:
+                # By now another redrive may have ended, or the one that is continued.
+                for records in topic.read(topic.ends, topic.log_ends()):
+                    _take_receipts(records, ledger)
+                left = plan.left.keys() - _done(selection, ledger, plan.number)
+                sent = _send(topic, sender, selection, plan, left)
+            print(f"{counted(sent, 'record')} sent back")
+
+
+def _scan(topic: DeadLetterTopic, selection: Selection, ledger: Ledger) -> _Found:
+    found = _Found()
+    for records in topic.read(topic.begin, topic.ends):
+        _take_receipts(records, ledger)
+        for record in records:
+            letter = letter_of(record)
+            if letter is None or not selection.filters.take(letter):
+                continue
+            if letter.kind == ErrorKind.UNDECODABLE:
+                found.without_bytes += 1
+            elif letter.rounds >= selection.max_rounds:
+                found.at_limit += 1
+            else:
+                found.letters[record.partition, record.offset] = letter.source
+    return found
+
+
+def _take_receipts(records: Iterable[ConsumerRecord], ledger: Ledger) -> None:
+    for record in records:
+        if is_receipt(record):
+            ledger.add(record)
+
+
+def _plan(found: _Found, selection: Selection, ledger: Ledger, ends: Mapping[int, int]) -> _Plan:
+    """Continue the last redrive of this selection if it has something left, or begin the next."""
+    content = selection.as_json()
+    number = ledger.last_number(content)
+    until = ledger.until(content, number)
+    left = _left(found, until, _done(selection, ledger, number))
+    if not left:
+        number, until = number + 1, ends
+        left = _left(found, until, _done(selection, ledger, number))
+    done = found.letters.keys() & _done(selection, ledger, number)
+    return _Plan(number, until, left, len(done), len(found.letters) - len(done) - len(left))
+
+
+def _left(
+    found: _Found, until: Mapping[int, int], done: AbstractSet[Position]
+) -> dict[Position, str]:
+    return {
+        (partition, offset): target
+        for (partition, offset), target in found.letters.items()
+        if offset < until.get(partition, 0) and (partition, offset) not in done
+    }
+
+
+def _done(selection: Selection, ledger: Ledger, number: int) -> set[Position]:
+    """Return what a redrive must not send: what it has sent, or any has, if not asked again."""
+    return ledger.sent_by(selection.as_json(), number) if selection.again else ledger.sent()
+
+
+def _tell(plan: _Plan, found: _Found, selection: Selection) -> None:
+    for target, number in sorted(Counter(plan.left.values()).items()):
+        print(f"{counted(number, 'record')} to send back to {escaped(target)}")
+    if plan.left:
+        print("each goes behind what has come since: the order within its key is lost")
+    else:
+        print("there is nothing to send back")
+    advice = "" if selection.again else "; --again sends them once more"
+    for number, what in (
+        (plan.sent_before, f"sent back before{advice}"),
+        (found.at_limit, "left out at the limit of --max-rounds"),
+        (found.without_bytes, "left out: what cannot be decoded has no bytes"),
+        (plan.later, "left to the next redrive: this one continues an earlier, cut short"),
+    ):
+        if number:
+            print(f"{counted(number, 'dead letter')} {what}")
+
+
+def _check_targets(topic: DeadLetterTopic, plan: _Plan) -> None:
+    for target in sorted(set(plan.left.values())):
+        if not topic.partitions_of(target):
+            raise WorkerError(
+                f"the topic {escaped(target)}, which dead letters came from, does not exist",
+                "make it, or choose other letters with --topic",
+            )
+
+
+def _send(
+    topic: DeadLetterTopic,
+    sender: Sender,
+    selection: Selection,
+    plan: _Plan,
+    left: AbstractSet[Position],
+) -> int:
+    begin: dict[int, int] = {}
+    ends: dict[int, int] = {}
+    for partition, offset in left:
+        begin[partition] = min(offset, begin.get(partition, offset))
+        ends[partition] = max(offset + 1, ends.get(partition, 0))
+    partitions = {target: topic.partitions_of(target) for target in set(plan.left.values())}
+    sent = 0
+    for records in topic.read(begin, ends):
+        batch = []
+        offsets = defaultdict(list)
+        for record in records:
+            letter = letter_of(record)
+            if letter is not None and (record.partition, record.offset) in left:
+                # Where it was: a producer may have chosen the partition by other rules than ours.
+                back = letter.partition if letter.partition in partitions[letter.source] else None
+                batch.append(Outgoing(letter, back))
+                offsets[record.partition].append(record.offset)
+        if batch:
+            sender.send(batch, _receipts(selection, plan, offsets))
+            sent += len(batch)
+    return sent
+
+
+def _receipts(
+    selection: Selection, plan: _Plan, offsets: Mapping[int, Sequence[int]]
+) -> dict[int, bytes]:
+    return {
+        partition: Receipt(
+            selection=selection.as_json(),
+            number=plan.number,
+            until=dict(plan.until),
+            sent=stretches(part),
+        )
+        .model_dump_json()
+        .encode()
+        for partition, part in offsets.items()
+    }

@@ -1,0 +1,97 @@
+"""`worker dead-letters redrive FILE`: the lines that `worker replay` could not label, as they were.
+
+Letters of files go back into a file, for another `worker replay`. It appears whole or not at all,
+and a second time only on request.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING
+
+from worker.dead_letters.letters import letters_of_files
+from worker.dead_letters.talk import confirmed, counted
+from worker.errors import ConfigurationError, WorkerError
+from worker.messages import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from worker.dead_letters.letters import Filters, Letter
+
+
+def rewrite(
+    files: Sequence[Path], output: Path, filters: Filters, *, again: bool, yes: bool
+) -> None:
+    """Say how many lines would be written, and write them once that is confirmed.
+
+    Raises:
+        ConfigurationError: the output exists, or a filter does not fit files.
+        WorkerError: a file cannot be read or written, or lacks a piece of a line.
+
+    """
+    if output.exists() and (not again or any(_same(output, file) for file in files)):
+        raise ConfigurationError(
+            f"{output} exists", "name another file, or write it anew with --again"
+        )
+    lines = sum(_piece(letter) <= 1 for letter in _chosen(files, filters))
+    if not lines:
+        print("there is nothing to send back")
+        return
+    print(f"{counted(lines, 'line')} to write to {output}")
+    if confirmed(f"write {counted(lines, 'line')}?", yes=yes):
+        _write(files, filters, output)
+        print(f"{counted(lines, 'line')} written; next: worker replay {output}")
+
+
+def _chosen(files: Sequence[Path], filters: Filters) -> Iterator[Letter]:
+    """Yield the letters that are meant; those of one line follow each other.
+
+    Raises:
+        WorkerError: a piece of a line is missing.
+
+    """
+    before: tuple[str, int, int] | None = None
+    for letter in letters_of_files(files, filters):
+        if filters.take(letter):
+            piece = _piece(letter)
+            if piece > 1 and before != (letter.source, letter.offset, piece - 1):
+                raise WorkerError(
+                    f"piece {piece - 1} of line {letter.offset} of {letter.source} is missing",
+                    "name the files whole and in their order",
+                )
+            before = (letter.source, letter.offset, piece)
+            yield letter
+
+
+def _piece(letter: Letter) -> int:
+    """Return which piece of a long line a letter holds, from 1; 0 is a whole line."""
+    return letter.place.part if isinstance(letter.place, Place) else 0
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.exists() and one.samefile(other)
+
+
+def _write(files: Sequence[Path], filters: Filters, output: Path) -> None:
+    new = None
+    try:
+        with NamedTemporaryFile(dir=output.parent, prefix=f".{output.name}.", delete=False) as file:
+            new = Path(file.name)
+            end = b""
+            for letter in _chosen(files, filters):
+                file.write((end if _piece(letter) <= 1 else b"") + (letter.value or b""))
+                end = b"\n"
+            file.write(end)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(output)
+    except OSError as error:
+        raise WorkerError(
+            f"cannot write {output}: {error.strerror}", "check the path, its rights and the room"
+        ) from None
+    finally:
+        if new is not None:
+            new.unlink(missing_ok=True)
