@@ -2,9 +2,10 @@
 
 PYTHON ?= python3
 VENV := .venv
+CHAOS_SECONDS ?= 900
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test model clean
+.PHONY: demo test chaos model clean
 
 # Labels a chat, with what running needs and nothing more.
 demo: $(VENV)/.runtime
@@ -23,6 +24,11 @@ test: $(VENV)/.all build/kafka/.jars
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest --cov
+
+# Workers under random faults, with each guarantee so long; CHAOS_SEED=n repeats a choice of faults.
+chaos: $(VENV)/.all build/kafka/.jars
+	$(VENV)/bin/python -m tests.kafka.chaos --seconds $(CHAOS_SECONDS) \
+		$(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
 
 # Makes the built-in model again: make model DATA=folder with GoEmotions' ekman files.
 model: $(VENV)/.all

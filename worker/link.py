@@ -1,7 +1,8 @@
 """The link between a process of `worker run --processes N` and the parent that started it.
 
-A pair of sockets. The child tells its status every second, a JSON line each; when the parent is
-gone, however it went, the child reads the end of the stream and stops as if asked to.
+A pair of sockets. The child tells its status every second, a JSON line each. The parent tells
+nothing: when it shuts its end down, or is gone, however it went, the child reads the end of the
+stream and stops as if asked to.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Link:
 
     def _stop_when_alone(self) -> None:
         with suppress(OSError):
-            while self._socket.recv(1):
-                pass
-        os.kill(os.getpid(), signal.SIGTERM)
+            self._socket.recv(1)
+        # A second signal would act at once: see StopSignal.
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from worker.errors import WorkerError
+from worker.errors import ConfigurationError, WorkerError
 from worker.link import Link
 from worker.signals import StopSignal
 from worker.stream import stream
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 _INTERVAL: Final = 0.2
-_LONGEST_BACKOFF: Final = 30.0
 # A child that has lived so long has not died of its start.
 _STABLE_SECONDS: Final = 60.0
 # More than a message needs that kills its process until it is found.
@@ -83,17 +82,17 @@ def _listen(children: Sequence[_Child]) -> None:
             if child.link is not None:
                 selector.register(child.link, selectors.EVENT_READ, child)
         for key, _ in selector.select(_INTERVAL):
-            key.data.read()
-    if not any(child.link for child in children):
-        time.sleep(_INTERVAL)
+            key.data.read(key.fileobj)
 
 
 def _stop(children: Sequence[_Child], seconds: float) -> int:
     """Ask all to stop, and wait as long as they may take; returns the exit code."""
     for child in children:
-        child.send(signal.SIGTERM)
+        child.ask_to_stop()
     ends = time.monotonic() + seconds + _KILL_AFTER_SECONDS
-    codes = [child.wait(ends) for child in children]
+    while any(child.running for child in children) and time.monotonic() < ends:
+        _listen(children)
+    codes = [child.end() for child in children]
     log.info("stopped", exit_codes=codes)
     return int(any(codes))
 
@@ -109,26 +108,33 @@ class _Child:
         self._started = 0.0
         self._not_before = 0.0
         self._deaths = 0
-        self._told = 0.0
+        # When it told something, or we did something about it.
+        self._heard = time.monotonic()
         self._status: Status | None = None
         self._unread = b""
 
     def status(self) -> Status:
         """Return what the child told last."""
         status = self._status
+        silent = time.monotonic() - self._heard > _SILENT_SECONDS
         if status is None:
             # One that starts is given the time that one may be silent.
-            starting = time.monotonic() - self._started < _SILENT_SECONDS
-            return Status(self._number, starting, ready=False, problem="not running yet")
-        if time.monotonic() - self._told > _SILENT_SECONDS:
+            return Status(self._number, live=not silent, ready=False, problem="not running yet")
+        if silent:
             return Status(self._number, live=False, ready=False, problem="silent")
         return status
+
+    @property
+    def running(self) -> bool:
+        """Return whether the process has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def look_after(self) -> None:
         """Start the child, or see how it has ended.
 
         Raises:
-            WorkerError: it dies again and again, or the configuration is wrong.
+            ConfigurationError: it says that the configuration is wrong.
+            WorkerError: it dies again and again.
 
         """
         if self._process is None:
@@ -140,7 +146,9 @@ class _Child:
             return
         self._drop()
         if code == _WRONG_CONFIGURATION:
-            raise WorkerError(f"process {self._number} cannot start", "see what it says above")
+            raise ConfigurationError(
+                f"process {self._number} cannot start", "see what it says above"
+            )
         lived = time.monotonic() - self._started
         self._deaths = 1 if lived > _STABLE_SECONDS else self._deaths + 1
         log.error("process died", process=self._number, exit_code=code, times=self._deaths)
@@ -149,65 +157,66 @@ class _Child:
                 f"process {self._number} has died {self._deaths} times in a row",
                 "see what it says above",
             )
-        self._not_before = time.monotonic() + min(2.0 ** (self._deaths - 1), _LONGEST_BACKOFF)
+        self._not_before = time.monotonic() + 2.0 ** (self._deaths - 1)
 
-    def read(self) -> None:
+    def read(self, link: socket.socket) -> None:
         """Read what the child tells."""
-        if self.link is None:
-            return
-        try:
-            data = self.link.recv(2**20)
-        except OSError:
-            data = b""
+        data = link.recv(2**20)
         *lines, self._unread = (self._unread + data).split(b"\n")
         if lines:
             self._status = Status(**json.loads(lines[-1]))
-            self._told = time.monotonic()
+            self._heard = time.monotonic()
         if not data:
-            self.link.close()
+            link.close()
             self.link = None
 
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal, where there is somebody."""
-        if self._process is not None:
-            self._process.send_signal(number)
+    def ask_to_stop(self) -> None:
+        """Ask the process to stop, if it runs."""
+        if self._process is None:
+            return
+        if self._status is None:
+            self._process.terminate()
+        elif self.link is not None:
+            # Not a signal: it may have had one already, with the parent, and a second acts at once.
+            self.link.shutdown(socket.SHUT_WR)
 
-    def wait(self, ends: float) -> int:
-        """Wait until the child has ended, and kill it where it does not; returns its exit code."""
+    def end(self) -> int:
+        """Kill the process where it has not stopped; returns its exit code."""
         if self._process is None:
             return 0
-        try:
-            return self._process.wait(max(0.0, ends - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        code = self._process.poll()
+        if code is None:
             log.error("process did not stop in time", process=self._number)
             self.kill()
             return 1
+        # One that has not begun ends of the signal itself.
+        return 0 if code == -signal.SIGTERM and self._status is None else code
 
     def kill(self) -> None:
         """End the child at once, if it still runs."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None:
             self._process.kill()
             self._process.wait()
         self._drop()
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
+        # Found as Python has found it for us: -m alone would look into the current folder first.
+        program = sys.orig_argv[1 : len(sys.orig_argv) - len(self._arguments)]
+        child = f"{self._number}:{theirs.fileno()}"
         self._process = subprocess.Popen(  # noqa: S603 - this very program
-            [
-                *(sys.executable, "-m", "worker", *self._arguments),
-                *("--child", f"{self._number}:{theirs.fileno()}"),
-            ],
+            [sys.executable, *program, *self._arguments, "--child", child],
             pass_fds=[theirs.fileno()],
             # A terminal's Ctrl-C is for the parent, which passes it on once.
             start_new_session=True,
         )
         theirs.close()
-        ours.settimeout(0)
         self.link = ours
-        self._started = time.monotonic()
+        self._started = self._heard = time.monotonic()
 
     def _drop(self) -> None:
         self._process = None
+        self._heard = time.monotonic()
         self._status = None
         self._unread = b""
         if self.link is not None:

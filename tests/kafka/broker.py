@@ -157,23 +157,23 @@ class Kafka:
 
     def read(self, topic: str, isolation: str = "read_committed") -> list[ConsumerRecord]:
         """Return a topic's records up to where it ends now, each partition in its order."""
-        consumer = self._connect(KafkaConsumer, isolation_level=isolation, enable_auto_commit=False)
-        try:
-            return _read(consumer, topic)
-        finally:
-            consumer.close()
+        records: list[ConsumerRecord] = self._consume(
+            isolation, lambda consumer: _read(consumer, topic)
+        )
+        return records
 
     def ends(self, topic: str, isolation: str) -> dict[TopicPartition, int]:
         """Return where a topic ends; for committed reads, before the first open transaction."""
-        consumer = self._connect(KafkaConsumer, isolation_level=isolation, enable_auto_commit=False)
-        try:
+
+        def ask(consumer: KafkaConsumer) -> dict[TopicPartition, int]:
             numbers = consumer.partitions_for_topic(topic)
             ends: dict[TopicPartition, int] = consumer.end_offsets(
                 [TopicPartition(topic, number) for number in numbers]
             )
             return ends
-        finally:
-            consumer.close()
+
+        ends: dict[TopicPartition, int] = self._consume(isolation, ask)
+        return ends
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """Return the offset that a group has committed for each partition, where it has."""
@@ -199,17 +199,36 @@ class Kafka:
                 each.close()
             raise
 
-    def _ask(self, question: Callable[[KafkaAdminClient], Any]) -> Any:
-        """Ask again while nothing answers, or the answer is to try it later."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
+    def _consume(self, isolation: str, question: Callable[[KafkaConsumer], Any]) -> Any:
+        def ask() -> Any:
+            consumer = self._connect(
+                KafkaConsumer, isolation_level=isolation, enable_auto_commit=False
+            )
             try:
-                with self.admin() as admin:
-                    return question(admin)
-            except KafkaError as error:
-                if not error.retriable or time.monotonic() > deadline:
-                    raise
-            time.sleep(PAUSE)
+                return question(consumer)
+            finally:
+                consumer.close()
+
+        return _again(ask)
+
+    def _ask(self, question: Callable[[KafkaAdminClient], Any]) -> Any:
+        def ask() -> Any:
+            with self.admin() as admin:
+                return question(admin)
+
+        return _again(ask)
+
+
+def _again(ask: Callable[[], Any]) -> Any:
+    """Ask again while nothing answers, or the answer is to try it later."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ask()
+        except KafkaError as error:
+            if not error.retriable or time.monotonic() > deadline:
+                raise
+        time.sleep(PAUSE)
 
 
 def _read(consumer: KafkaConsumer, topic: str) -> list[ConsumerRecord]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import errors as kafka_errors
+from kafka.consumer.fetcher import Fetcher
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.net.compat import KafkaNetClient
@@ -44,8 +45,11 @@ _SENTENCES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (kafka_errors.CommitFailedError, "the partitions have gone to another worker"),
     (kafka_errors.NotEnoughReplicasError, "too few replicas are in sync"),
     (kafka_errors.NotEnoughReplicasAfterAppendError, "too few replicas are in sync"),
-    # Also what a wrong password or certificate looks like from here.
-    (kafka_errors.KafkaTimeoutError, "the brokers do not answer in time, or refuse the login"),
+    # Also what a wrong password, a certificate or a missing topic looks like from here.
+    (
+        kafka_errors.KafkaTimeoutError,
+        "the brokers do not answer in time: they are away, refuse our credentials, or have no such topic",
+    ),
     (kafka_errors.RequestTimedOutError, "the brokers do not answer in time"),
     (kafka_errors.KafkaConnectionError, "the brokers cannot be reached"),
     (kafka_errors.MetadataEmptyBrokerList, "the brokers cannot be reached"),
@@ -72,7 +76,7 @@ def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa
         if settings.assignment == "cooperative"
         else RangePartitionAssignor
     )
-    return _made(
+    consumer = _made(
         KafkaConsumer,
         **(
             common(settings)
@@ -93,6 +97,24 @@ def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa
             | more
         ),
     )
+    consumer._fetcher.PartitionRecords = _Records  # noqa: SLF001 - nothing public leads there
+    return consumer
+
+
+class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka-python has no types
+    """Records of a fetch that raise again at what cannot be decoded.
+
+    The client's own would be empty from then on, and its poll would never return.
+    """
+
+    def take(self, n: int | None = None) -> list[Any]:
+        """Return the next records."""
+        try:
+            records: list[Any] = super().take(n)
+        except Exception as error:
+            self._next_inline_exception = error
+            raise
+        return records
 
 
 def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa: ANN401 - its options
@@ -180,6 +202,8 @@ def common(settings: KafkaSettings) -> dict[str, Any]:
         "client_id": settings.client_id,
         "request_timeout_ms": _ms(settings.request_timeout_seconds),
         "bootstrap_timeout_ms": _ms(settings.request_timeout_seconds),
+        # How soon partitions are seen that were added.
+        "metadata_max_age_ms": 30_000,
         "security_protocol": ("SASL_" if secure else "") + ("SSL" if tls.enabled else "PLAINTEXT"),
     }
     if tls.enabled:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from kafka import TopicPartition
+from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
 from worker.errors import WorkerError
@@ -22,15 +23,18 @@ from worker.transports.kafka.clients import new_consumer
 from worker.transports.kafka.records import GROUP, own_headers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from kafka import KafkaConsumer
 
     from worker.settings import KafkaSettings
 
+    Commit: TypeAlias = Callable[[Mapping[TopicPartition, OffsetAndMetadata]], None]
+
 # Begun so often without an end, records go one by one.
 DEATHS_BEFORE_CARE: Final = 3
-_LAST_LABELS: Final = 10
+# Of each partition of the output topic, where a group that has labelled is known by its labels.
+_LAST_LABELS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +55,13 @@ class Mark:
     @classmethod
     def read(cls, text: str | None) -> Mark:
         """Read a mark; what another tool has written says nothing."""
+        nothing = cls()
         try:
-            content = json.loads(text or "{}")
-            return cls(**content)
-        except (ValueError, TypeError):
-            return cls()
+            mark = cls(**json.loads(text or "{}"))
+        except (ValueError, TypeError, RecursionError):
+            return nothing
+        types, ours = (list(map(type, asdict(each).values())) for each in (mark, nothing))
+        return mark if types == ours else nothing
 
     def at(self, offset: int) -> OffsetAndMetadata:
         """Return an offset to commit, with this mark."""
@@ -98,7 +104,9 @@ def read_committed(
     }
 
 
-def establish_starts(consumer: KafkaConsumer, settings: KafkaSettings, timeout: float) -> bool:
+def establish_starts(
+    consumer: KafkaConsumer, settings: KafkaSettings, commit: Commit, timeout: float
+) -> bool:
     """Commit a first position for assigned partitions that have none; False: not now.
 
     A new group begins everywhere at once, where the settings say: the worker that holds the first
@@ -122,11 +130,14 @@ def establish_starts(consumer: KafkaConsumer, settings: KafkaSettings, timeout: 
         ends = consumer.beginning_offsets if settings.start == "earliest" else consumer.end_offsets
         begin = ends(everything, timeout_ms=int(timeout * 1000))
         starts = {p: Mark(topics[p.topic]).at(offset) for p, offset in begin.items()}
+        commit(starts)
         log.info("group begins", group=settings.group, start=settings.start)
-    else:
-        ours = [partition for partition in missing if partition in consumer.assignment()]
-        starts = _added_later(consumer, ours, committed, settings, timeout)
-    consumer.commit(starts, timeout_ms=int(timeout * 1000))
+        return True
+    ours = [partition for partition in missing if partition in consumer.assignment()]
+    starts = _added_later(consumer, ours, committed, settings, timeout)
+    commit(starts)
+    for partition in starts:
+        log.info("new partition", topic=partition.topic, partition=partition.partition)
     return True
 
 
@@ -145,7 +156,6 @@ def _added_later(
     for partition in missing:
         if partition.partition < began_with.get(partition.topic, 0):
             raise _gone(settings, f"partition {partition.partition} of {partition.topic}")
-        log.info("new partition", topic=partition.topic, partition=partition.partition)
     begin = consumer.beginning_offsets(missing, timeout_ms=int(timeout * 1000))
     return {p: Mark(began_with.get(p.topic, 0)).at(offset) for p, offset in begin.items()}
 
@@ -154,11 +164,12 @@ def _refuse_known_group(settings: KafkaSettings, timeout: float) -> None:
     """Refuse to begin anew with a group that has labelled: its commits have expired.
 
     Raises:
-        WorkerError: the last labels on the output topic are of this group.
+        WorkerError: some of the last labels on the output topic are of this group.
+        KafkaError: the brokers do not answer in time.
 
     """
     ends_at = time.monotonic() + timeout
-    reader = new_consumer(settings, group_id=None)
+    reader = new_consumer(settings, group_id=None, max_poll_records=_LAST_LABELS)
     try:
         count = len(reader.partitions_for_topic(settings.output_topic))
         if not count:
@@ -168,7 +179,9 @@ def _refuse_known_group(settings: KafkaSettings, timeout: float) -> None:
         begin, end = reader.beginning_offsets(partitions), reader.end_offsets(partitions)
         for partition in partitions:
             reader.seek(partition, max(begin[partition], end[partition] - _LAST_LABELS))
-        while any(reader.position(p) < end[p] for p in partitions) and time.monotonic() < ends_at:
+        while any(reader.position(p) < end[p] for p in partitions):
+            if time.monotonic() > ends_at:
+                raise kafka_errors.KafkaTimeoutError
             for records in reader.poll(timeout_ms=200).values():
                 if any(own_headers(r.headers).get(GROUP) == settings.group for r in records):
                     raise _gone(settings, "all partitions")
@@ -177,7 +190,10 @@ def _refuse_known_group(settings: KafkaSettings, timeout: float) -> None:
 
 
 def seek_into_range(
-    consumer: KafkaConsumer, offsets: Mapping[TopicPartition, int], timeout: float
+    consumer: KafkaConsumer,
+    offsets: Mapping[TopicPartition, int],
+    commit: Commit,
+    timeout: float,
 ) -> int:
     """Go on from the earliest record where retention has overtaken; returns how many are lost.
 
@@ -187,7 +203,6 @@ def seek_into_range(
 
     """
     begin = consumer.beginning_offsets(list(offsets), timeout_ms=int(timeout * 1000))
-    lost = 0
     for partition, offset in offsets.items():
         place = f"partition {partition.partition} of {partition.topic}"
         if offset > begin[partition]:
@@ -195,7 +210,12 @@ def seek_into_range(
                 f"the committed offset {offset} is beyond the end of {place}: it was made anew or "
                 "has lost records"
             )
-        lost += begin[partition] - offset
+    # A gap is told of once: when nobody comes to it again.
+    before = read_committed(consumer, offsets, timeout)
+    marks = {p: Mark.read(commit.metadata if commit else None) for p, commit in before.items()}
+    commit({p: mark.passed(begin[p]).at(begin[p]) for p, mark in marks.items()})
+    for partition, offset in offsets.items():
+        consumer.seek(partition, begin[partition])
         log.error(
             "records lost to retention",
             topic=partition.topic,
@@ -203,13 +223,7 @@ def seek_into_range(
             offset=offset,
             records=begin[partition] - offset,
         )
-        consumer.seek(partition, begin[partition])
-    # A gap is told of once.
-    before = read_committed(consumer, offsets, timeout)
-    marks = {p: Mark.read(commit.metadata if commit else None) for p, commit in before.items()}
-    starts = {p: mark.passed(begin[p]).at(begin[p]) for p, mark in marks.items()}
-    consumer.commit(starts, timeout_ms=int(timeout * 1000))
-    return lost
+    return sum(begin[partition] - offset for partition, offset in offsets.items())
 
 
 def lost_offsets(problem: str) -> WorkerError:

@@ -13,6 +13,7 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from kafka import TopicPartition
@@ -227,8 +228,8 @@ class KafkaTransport:
             kafka_errors.LogTruncationError,
         ) as error:
             return self._find_position(error)
-        except _LATER as error:
-            self._complain(sentence(error))
+        except (*_LATER, AbandonedError) as error:
+            self._complain(_meaning(error))
             self._hold_back()
             return KafkaChunk()
         except WorkerError:
@@ -313,7 +314,7 @@ class KafkaTransport:
         group: ConsumerGroupMetadata,
         taken: float,
     ) -> KafkaChunk:
-        records, deadly = self._begin(records)
+        records, deadly = self._begin(records, group)
         sources = [source for part in records.values() for source in part]
         positions = {}
         for partition in records:
@@ -330,7 +331,9 @@ class KafkaTransport:
         return KafkaChunk(items, sources, positions, group, taken)
 
     def _begin(
-        self, records: Mapping[TopicPartition, Sequence[ConsumerRecord]]
+        self,
+        records: Mapping[TopicPartition, Sequence[ConsumerRecord]],
+        group: ConsumerGroupMetadata,
     ) -> tuple[Mapping[TopicPartition, Sequence[ConsumerRecord]], bool]:
         """Note with the brokers that work begins here, so that deaths can be counted.
 
@@ -354,7 +357,7 @@ class KafkaTransport:
             self._marks[partition] = mark
             begun[partition] = mark.at(self._committed[partition])
         if begun:
-            self._live.commit(begun, timeout_ms=_ms(_CALL_SECONDS))
+            self._commit(group, begun)
         return records, deadly
 
     def _first_alone(
@@ -422,17 +425,36 @@ class KafkaTransport:
             WorkerError: no position would be right.
 
         """
+        group = self._live.group_metadata()
+        if not is_member(self._live, group):
+            return KafkaChunk()
+        commit = partial(self._commit, group)
         try:
             if isinstance(error, kafka_errors.LogTruncationError):
                 raise lost_offsets("the brokers have lost records that this group has read")
             if isinstance(error, kafka_errors.OffsetOutOfRangeError):
-                lost = seek_into_range(self._live, error.args[0], _CALL_SECONDS)
+                lost = seek_into_range(self._live, error.args[0], commit, _CALL_SECONDS)
                 self.state.lost_to_retention += lost
-            elif not establish_starts(self._live, self._settings, _CALL_SECONDS):
+            elif not establish_starts(self._live, self._settings, commit, _CALL_SECONDS):
                 time.sleep(_POLL_SECONDS)
-        except kafka_errors.KafkaError as trouble:
-            self._complain(sentence(trouble))
+        except (kafka_errors.KafkaError, AbandonedError) as trouble:
+            self._complain(_meaning(trouble))
         return KafkaChunk()
+
+    def _commit(
+        self, group: ConsumerGroupMetadata, offsets: Mapping[TopicPartition, OffsetAndMetadata]
+    ) -> None:
+        """Commit offsets alone, as those of a chunk are.
+
+        A plain commit that is late would be taken after a transaction that went further.
+
+        Raises:
+            AbandonedError: it was not done, or is not known to be.
+
+        """
+        self._deadline.ends = min(self._stop_by, time.monotonic() + _CALL_SECONDS)
+        nothing = Publication([], self._dead_letter_of_refused)
+        self._publisher.publish(nothing, offsets, group, self._deadline)
 
     def _look_for_undecodable(self) -> None:
         """Read each partition by itself from where it stands.
@@ -479,6 +501,10 @@ class KafkaTransport:
         if consumer is not None:
             with suppress(Exception):  # whatever state it is in
                 consumer.close(autocommit=False, timeout_ms=_ms(timeout))
+
+
+def _meaning(error: Exception) -> str:
+    return str(error) if isinstance(error, AbandonedError) else sentence(error)
 
 
 def _ms(seconds: float) -> int:

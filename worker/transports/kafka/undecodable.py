@@ -1,7 +1,6 @@
 """Batches that the client cannot decode: a wrong checksum, an unknown codec, broken headers.
 
-kafka-python raises once and never returns from the next poll, so each look takes a consumer of
-its own.
+A consumer that has met one reads nothing else from then on, so each look takes one of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def readable(settings: KafkaSettings, partition: TopicPartition, offset: int) ->
     """Return whether the client can decode what comes at an offset; nothing there counts as yes.
 
     Raises:
-        RetriableError: the brokers do not answer.
+        KafkaError: the brokers do not answer, or refuse.
 
     """
     consumer = new_consumer(settings, group_id=None, max_poll_records=1)
@@ -54,7 +53,9 @@ def readable(settings: KafkaSettings, partition: TopicPartition, offset: int) ->
         while consumer.position(partition) < last and time.monotonic() < ends:
             if consumer.poll(timeout_ms=200):
                 break
-    except kafka_errors.RetriableError:
+    except UNREADABLE:
+        return False
+    except kafka_errors.KafkaError:
         raise
     except Exception:  # noqa: BLE001 - a batch can break the client in any way
         return False
