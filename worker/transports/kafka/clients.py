@@ -48,7 +48,7 @@ _SENTENCES: Final[tuple[tuple[type[Exception], str], ...]] = (
     # Also what a wrong password, a certificate or a missing topic looks like from here.
     (
         kafka_errors.KafkaTimeoutError,
-        "the brokers do not answer in time: they are away, refuse our credentials, or have no such topic",
+        "the brokers do not answer: they are away, refuse our credentials, or lack a topic",
     ),
     (kafka_errors.RequestTimedOutError, "the brokers do not answer in time"),
     (kafka_errors.KafkaConnectionError, "the brokers cannot be reached"),

@@ -136,7 +136,8 @@ class KafkaTransport:
         self._backoff = _POLL_SECONDS
         self._not_before = 0.0
         self._probed = 0.0
-        self._moved: tuple[dict[TopicPartition, int], float] = ({}, 0.0)
+        # Positions of partitions with records, and for how long they have been there.
+        self._waiting: tuple[dict[TopicPartition, int], float] = ({}, 0.0)
 
     def chunks(self) -> Iterator[KafkaChunk]:
         """Hand out chunks without end, empty ones while there is nothing or the brokers are away.
@@ -267,6 +268,7 @@ class KafkaTransport:
         for partition, offset in offsets.items():
             consumer.seek(partition, offset)
         self._publisher.rewound(offsets)
+        self._waiting = ({}, 0.0)
         consumer.resume(*consumer.assignment())
         self._settled = True
         self._marks = {}
@@ -381,6 +383,8 @@ class KafkaTransport:
         """Look after the partitions while nothing comes; markers of transactions move positions."""
         if now - self._probed < _PROBE_SECONDS:
             return KafkaChunk()
+        # A process that was asleep, or waited for brokers, has not looked.
+        passed = min(now - self._probed, 2 * _PROBE_SECONDS)
         self._probed = now
         consumer = self._live
         assigned = consumer.assignment()
@@ -390,7 +394,7 @@ class KafkaTransport:
         self.state.lag = {p: max(0, ends[p] - position) for p, position in positions.items()}
         self.state.problem = None
         self._backoff = _POLL_SECONDS
-        self._see_that_it_moves(positions, now)
+        self._see_that_it_moves(positions, passed)
         moved = {
             p: self._marks[p].passed(position).at(position)
             for p, position in positions.items()
@@ -398,19 +402,18 @@ class KafkaTransport:
         }
         return KafkaChunk(positions=moved, group=group, taken=now) if moved else KafkaChunk()
 
-    def _see_that_it_moves(self, positions: dict[TopicPartition, int], now: float) -> None:
-        """Count the time in which records are there and none comes.
+    def _see_that_it_moves(self, positions: dict[TopicPartition, int], passed: float) -> None:
+        """Count the time in which records are there, the brokers answer, and none comes.
 
         Raises:
             WorkerError: that was too long.
 
         """
-        before, since = self._moved
+        before, seconds = self._waiting
         waiting = {p: position for p, position in positions.items() if self.state.lag[p]}
         stuck = {p for p, position in waiting.items() if before.get(p) == position}
-        if not stuck:
-            self._moved = (waiting, now)
-        elif now - since > self._limits.stuck_seconds:
+        self._waiting = (waiting, seconds + passed if stuck else 0.0)
+        if stuck and seconds + passed > self._limits.stuck_seconds:
             log_stacks()
             raise WorkerError(
                 f"stuck: {len(stuck)} partitions have records, and none has come for "
