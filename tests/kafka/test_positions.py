@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka import TopicPartition
-from kafka.errors import NoError
+from kafka.errors import KafkaTimeoutError, NoError
 from kafka.structs import OffsetAndMetadata
 
-from tests.kafka.broker import wait_until
+from tests.kafka.broker import PATIENCE, wait_until
 from tests.kafka.health import LISTEN, metrics, wait_until_not_ready, wait_until_ready
+from tests.kafka.proxy import Api, Call, Fault, Hold, Moment, Proxy
 from tests.kafka.stage import Stage, place_of
-from worker.transports.kafka.positions import Mark
+from worker.settings import KafkaSettings
+from worker.transports.kafka.clients import new_consumer
+from worker.transports.kafka.positions import Mark, read_committed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from kafka import KafkaConsumer
 
     from tests.kafka.stage import WorkerProcess
 
@@ -27,7 +33,7 @@ EXACTLY_ONCE = {"KAFKA__GUARANTEE": "exactly-once"}
 OLD = [f"old {number}" for number in range(40)]
 NEW = [f"new {number}" for number in range(40)]
 LOST = "records lost to retention"
-NO_TOPIC = "the brokers do not answer in time: they are away, refuse our credentials, or have no such topic"
+NO_TOPIC = "the brokers do not answer: they are away, refuse our credentials, or lack a topic"
 
 
 def places(stage: Stage) -> list[tuple[int, int]]:
@@ -389,6 +395,49 @@ def test_a_worker_waits_while_the_topic_of_its_labels_is_missing(stage: Stage) -
     stage.wait_until_done()
     wait_until_ready(worker)
     assert places(stage) == span(0, 20)
+
+
+# Positions are read all at once, and anew each time.
+
+
+@pytest.fixture
+def reader(proxied: tuple[Stage, Proxy]) -> Iterator[KafkaConsumer]:
+    """Return a consumer of the group of a stage, which comes by way of the proxy."""
+    stage, _ = proxied
+    settings = KafkaSettings(brokers=(stage.bootstrap,), group=stage.group)
+    with closing(new_consumer(settings)) as consumer:
+        yield consumer
+
+
+def read(stage: Stage, reader: KafkaConsumer, timeout: float = PATIENCE) -> list[int | None]:
+    partitions = [TopicPartition(stage.input, number) for number in range(stage.partitions)]
+    committed = read_committed(reader, partitions, timeout)
+    return [position and position.offset for position in map(committed.get, partitions)]
+
+
+def test_positions_are_those_of_one_moment(
+    proxied: tuple[Stage, Proxy], reader: KafkaConsumer
+) -> None:
+    stage, proxy = proxied
+    begin = Call(lambda: commit(stage, {0: 5, 1: 5}))
+    proxy.arm(Fault(api=Api.OFFSET_FETCH, moment=Moment.BEFORE_ANSWER, action=begin))
+    assert read(stage, reader) == [None, None]
+    assert read(stage, reader) == [5, 5]
+
+
+def test_an_answer_that_was_late_is_not_taken_for_a_later_one(
+    proxied: tuple[Stage, Proxy], reader: KafkaConsumer
+) -> None:
+    stage, proxy = proxied
+    late = proxy.arm(Fault(api=Api.OFFSET_FETCH, moment=Moment.BEFORE_ANSWER, action=Hold()))
+    with pytest.raises(KafkaTimeoutError):
+        read(stage, reader, 1)
+    assert late.struck.is_set()
+    commit(stage, {0: 5, 1: 5})
+    (unanswered,) = reader._coordinator._offset_fetch_futures.values()
+    late.release()
+    wait_until(lambda: unanswered.is_done, "the late answer")
+    assert read(stage, reader) == [5, 5]
 
 
 # The text beside a position.

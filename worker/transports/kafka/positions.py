@@ -89,19 +89,21 @@ class Mark:
 def read_committed(
     consumer: KafkaConsumer, partitions: Iterable[TopicPartition], timeout: float
 ) -> dict[TopicPartition, OffsetAndMetadata | None]:
-    """Return what the group has committed, from the broker.
+    """Return what the group has committed, from the broker, all of one moment.
+
+    Asked for one by one, as the public call does, a group that begins meanwhile would seem to have
+    begun without some of its partitions.
 
     Raises:
         KafkaError: the broker does not answer in time.
 
     """
-    ends = time.monotonic() + timeout
-    return {
-        partition: consumer.committed(
-            partition, metadata=True, timeout_ms=max(1, int((ends - time.monotonic()) * 1000))
-        )
-        for partition in partitions
-    }
+    coordinator = consumer._coordinator  # noqa: SLF001 - as above
+    # An answer that came too late for an earlier call would be taken for this one's.
+    coordinator._offset_fetch_futures.clear()  # noqa: SLF001 - as above
+    wanted = list(partitions)
+    committed = coordinator.fetch_committed_offsets(wanted, timeout_ms=int(timeout * 1000))
+    return {partition: committed.get(partition) for partition in wanted}
 
 
 def establish_starts(
@@ -134,6 +136,8 @@ def establish_starts(
         log.info("group begins", group=settings.group, start=settings.start)
         return True
     ours = [partition for partition in missing if partition in consumer.assignment()]
+    if not ours:
+        return True
     starts = _added_later(consumer, ours, committed, settings, timeout)
     commit(starts)
     for partition in starts:
