@@ -48,18 +48,17 @@ def never_rewind() -> None:
 
 def ask_for_the_group_late() -> None:
     """Commit with the group's metadata as they are then, not as they were at the poll."""
-    complete, send = KafkaTransport.complete, TransactionManager.send_offsets_to_transaction
+    poll, send = KafkaTransport._poll, TransactionManager.send_offsets_to_transaction
     consumers: list[KafkaConsumer] = []
 
-    def noting(self: KafkaTransport, *rest: Any) -> None:
-        if self._consumer is not None:
-            consumers.append(self._consumer)
-        complete(self, *rest)
+    def noting(self: KafkaTransport) -> Any:
+        consumers.append(self._live)
+        return poll(self)
 
     def flawed(self: TransactionManager, offsets: Any, _: Any) -> Any:
         return send(self, offsets, consumers[-1].group_metadata())
 
-    KafkaTransport.complete = noting  # type: ignore[assignment, method-assign]
+    KafkaTransport._poll = noting  # type: ignore[method-assign]
     TransactionManager.send_offsets_to_transaction = flawed
 
 

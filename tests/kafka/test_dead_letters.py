@@ -595,7 +595,7 @@ def test_what_got_no_answer_is_looked_up_by_the_next_run(
         _, complaint = process.communicate(timeout=PATIENCE)
     assert armed.struck.is_set()
     assert process.returncode == 1
-    assert complaint.startswith("worker: the brokers do not answer in time")
+    assert complaint.startswith("worker: the brokers do not answer: ")
     proxy.heal()
     desk.redrive()
     assert sorted(desk.sent()) == sorted(values)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.kafka.broker import Kafka, Node
+    from tests.kafka.proxy import Armed
     from tests.kafka.stage import WorkerProcess
     from tests.kafka.verifier import Truth
     from worker.classifier import Classifier
@@ -254,11 +255,15 @@ def test_who_asks_for_the_group_late_commits_what_is_no_longer_its_own(
 
 @flawed_and_not("send_again")
 def test_who_sends_again_what_may_be_committed_doubles_it(scene: Scene, flaw: str | None) -> None:
+    lost: list[Armed] = []
     lose = Fault(api=Api.END_TXN, moment=Moment.BEFORE_ANSWER, action=BlackHole())
-    lost = scene.proxy.arm(lose).struck
+    # Transactions before the first labels hold positions only.
+    first = Call(lambda: lost.append(scene.proxy.arm(lose)))
+    begun = scene.proxy.arm(Fault(api=Api.PRODUCE, moment=Moment.BEFORE_REQUEST, action=first))
     scene.stage.produce(TEXTS)
     scene.start(flaw, KAFKA__GUARANTEE="exactly-once")
-    assert lost.wait(PATIENCE)
+    assert begun.struck.wait(PATIENCE)
+    assert lost[0].struck.wait(PATIENCE)
     scene.stage.wait_until_done()
     report = scene.finish()
     assert report == replace(NOTHING_WRONG, duplicated=report.duplicated)
