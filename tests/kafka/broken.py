@@ -48,17 +48,18 @@ def never_rewind() -> None:
 
 def ask_for_the_group_late() -> None:
     """Commit with the group's metadata as they are then, not as they were at the poll."""
-    poll, send = KafkaTransport._poll, TransactionManager.send_offsets_to_transaction
+    rewind, send = KafkaTransport._rewind, TransactionManager.send_offsets_to_transaction
     consumers: list[KafkaConsumer] = []
 
-    def noting(self: KafkaTransport) -> Any:
+    def noting(self: KafkaTransport) -> bool:
+        # Every consumer begins with this.
         consumers.append(self._live)
-        return poll(self)
+        return rewind(self)
 
     def flawed(self: TransactionManager, offsets: Any, _: Any) -> Any:
         return send(self, offsets, consumers[-1].group_metadata())
 
-    KafkaTransport._poll = noting  # type: ignore[method-assign]
+    KafkaTransport._rewind = noting  # type: ignore[method-assign]
     TransactionManager.send_offsets_to_transaction = flawed
 
 

@@ -26,6 +26,18 @@ def wait_until_not_ready(worker: WorkerProcess, problem: str) -> None:
     assert _answer(worker, "/healthz")[0]
 
 
+def has_come_up(worker: WorkerProcess) -> bool:
+    """Return whether a worker is ready, says why it is not, or has ended."""
+    if not worker.running:
+        return True
+    if not any(entry["event"] == "listening" for entry in worker.events()):
+        return False
+    try:
+        return _answer(worker, "/readyz") != (False, "not connected yet")
+    except OSError:
+        return not worker.running
+
+
 def metrics(worker: WorkerProcess) -> list[str]:
     return _get(worker, "/metrics").decode().splitlines()
 

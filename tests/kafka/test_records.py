@@ -1,0 +1,75 @@
+"""What goes through `worker run` on real topics comes back to the byte."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from kafka import KafkaProducer
+
+from tests.kafka.broker import PATIENCE
+from tests.kafka.stage import header, place_of
+from worker.dead_letters.sending import _Content, _Exact, _Headers
+from worker.transports.kafka.records import Original, original_of
+
+if TYPE_CHECKING:
+    from tests.kafka.stage import Stage
+
+GUARANTEES = pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
+
+Headers = list[tuple[str, bytes | None]]
+
+# Keys and headers, those that an earlier worker has left among them.
+CARRIED: list[tuple[bytes | None, Headers]] = [
+    (b"key", []),
+    (b"", [("a", b"")]),
+    (None, [("a", b"1"), ("a", b"2"), ("ü", b"\xff")]),
+    (b"\xfe", [("worker-topic", b"elsewhere"), ("worker-nulls", b'["value"]'), ("b", b"2")]),
+    (None, [("a", None), ("b", b""), ("c", None)]),
+    (b"key", [("worker-topic", None), ("worker-redrive", b"1"), ("worker-rounds", b"2")]),
+]
+
+
+def produce(stage: Stage, value: bytes) -> None:
+    """Produce the value with every key and headers, nulls as they are."""
+    with closing(KafkaProducer(**stage.kafka.settings, value_serializer=_Exact())) as producer:
+        for key, headers in CARRIED:
+            nulls = tuple(n for n, (_, content) in enumerate(headers) if content is None)
+            sendable = _Headers((name, content or b"") for name, content in headers)
+            content = _Content(value, nulls)
+            producer.send(stage.input, content, key=key, headers=sendable, partition=0).get(
+                PATIENCE
+            )
+    assert [list(record.headers) for record in stage.kafka.read(stage.input)] == [
+        headers for _, headers in CARRIED
+    ]
+
+
+@GUARANTEES
+@pytest.mark.parametrize("value", [b"", b"\xff\x00", b"{" + b" " * 100_000])
+def test_a_dead_letter_gives_its_event_back(stage: Stage, guarantee: str, value: bytes) -> None:
+    produce(stage, value)
+    stage.worker(KAFKA__GUARANTEE=guarantee, KAFKA__COMPRESSION="zstd")
+    stage.wait_until_done()
+    letters = sorted(stage.dead_letters(), key=place_of)
+    assert [original_of(letter) for letter in letters] == [
+        Original(stage.input, value, key, headers) for key, headers in CARRIED
+    ]
+    assert [place_of(letter) for letter in letters] == [(0, n) for n in range(len(CARRIED))]
+    assert {header(letter, "worker-topic") for letter in letters} == {stage.input}
+
+
+@GUARANTEES
+def test_a_label_carries_key_and_headers_with_nulls_as_empty(stage: Stage, guarantee: str) -> None:
+    produce(stage, b'{"text": "gg"}')
+    stage.worker(KAFKA__GUARANTEE=guarantee)
+    stage.wait_until_done()
+    labels = sorted(stage.labels(), key=place_of)
+    assert [place_of(label) for label in labels] == [(0, n) for n in range(len(CARRIED))]
+    for label, (key, headers) in zip(labels, CARRIED, strict=True):
+        assert label.key == key
+        carried = list(label.headers)[: len(headers)]
+        assert carried == [(name, content or b"") for name, content in headers]
+        assert header(label, "worker-topic") == stage.input
+        assert header(label, "worker-group") == stage.group
