@@ -7,6 +7,7 @@ login and knows what each user may do.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -249,9 +250,12 @@ def _read(consumer: KafkaConsumer, topic: str) -> list[ConsumerRecord]:
     return sorted(records, key=lambda record: (record.partition, record.offset))
 
 
-# Each port is given out once, and none is of those that the kernel gives to clients: one of
-# these could take the place of a broker that is down, or connect to itself there.
-PORTS = iter(random.sample(range(10_000, 32_000), 22_000))
+# Each port is given out once, also among processes that run tests at the same time, and none is of
+# those that the kernel gives to clients: one of these could take the place of a broker that is
+# down, or connect to itself there.
+SHARE = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+SHARES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+PORTS = iter(random.sample(range(10_000 + SHARE, 32_000, SHARES), 20_000 // SHARES))
 
 
 def free_port() -> int:

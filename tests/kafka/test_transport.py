@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pytest
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError
 
+from tests.kafka.broker import wait_until
 from tests.transports.contract import (
     RECORDS_A_PARTITION,
     Harness,
@@ -21,6 +23,7 @@ from tests.transports.contract import (
 )
 from worker.codec import Fields, LabelEncoder, json_decoder
 from worker.settings import KafkaSettings
+from worker.transports.kafka.clients import new_consumer, resume
 from worker.transports.kafka.records import Message, MessageEncoder
 from worker.transports.kafka.transport import KafkaTransport, Limits
 
@@ -172,3 +175,35 @@ class TestKafkaTransport(TransportContract):
         harness = KafkaHarness(kafka, topic_names, guarantee)
         yield harness
         harness.close()
+
+
+def test_a_partition_that_was_paused_with_records_in_line_is_read_on(
+    kafka: Kafka, topic_names: Iterator[str]
+) -> None:
+    topic = next(topic_names)
+    kafka.create_topic(topic, partitions=2)
+    first, second = (TopicPartition(topic, number) for number in (0, 1))
+    settings = KafkaSettings(brokers=(kafka.bootstrap,))
+    offsets: dict[TopicPartition, list[int]] = {first: [], second: []}
+    with closing(new_consumer(settings, group_id=None)) as consumer:
+
+        def read(partition: TopicPartition, number: int) -> None:
+            def done() -> bool:
+                polled = consumer.poll(timeout_ms=100, max_records=1)
+                for each, records in polled.items():
+                    offsets[each] += [record.offset for record in records]
+                return len(offsets[partition]) == number
+
+            wait_until(done, f"{number} records of {partition}")
+
+        consumer.assign([first, second])
+        consumer.seek_to_beginning()
+        kafka.produce(topic, [(None, b"", [], 0, None)] * 3)
+        read(first, 1)
+        consumer.pause(first)
+        consumer.poll(timeout_ms=100)
+        kafka.produce(topic, [(None, b"", [], 1, None)])
+        read(second, 1)
+        resume(consumer)
+        read(first, 3)
+    assert offsets == {first: [0, 1, 2], second: [0]}

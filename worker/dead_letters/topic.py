@@ -12,7 +12,7 @@ from kafka import errors as kafka_errors
 from worker.dead_letters.letters import Letter
 from worker.errors import ConfigurationError, WorkerError
 from worker.messages import Offset
-from worker.transports.kafka.clients import new_consumer
+from worker.transports.kafka.clients import new_consumer, resume
 from worker.transports.kafka.records import (
     KIND,
     OFFSET,
@@ -103,7 +103,7 @@ class DeadLetterTopic:
         left = {TopicPartition(self.name, p) for p, end in ends.items() if begin[p] < end}
         self._consumer.assign(left)
         # What an earlier reading has paused stays so.
-        self._consumer.resume(*left)
+        resume(self._consumer)
         for partition in left:
             self._consumer.seek(partition, begin[partition.partition])
         moved = time.monotonic()

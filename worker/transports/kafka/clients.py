@@ -188,6 +188,17 @@ def is_member(consumer: KafkaConsumer, group: ConsumerGroupMetadata) -> bool:
     return stable and group.generation_id >= 0 and bool(group.member_id)
 
 
+def resume(consumer: KafkaConsumer) -> None:
+    """Let all partitions be read on from where they stand, whether or not they were paused.
+
+    The client keeps aside what it had fetched of a paused partition, and puts it back only as long
+    as nothing else came meanwhile. If it does not, it fetches nothing more of that partition.
+    """
+    consumer._fetcher._paused_completed_fetches.clear()  # noqa: SLF001 - nothing public drops it
+    consumer._fetcher._paused_partition_records.clear()  # noqa: SLF001 - as above
+    consumer.resume(*consumer.assignment())
+
+
 def common(settings: KafkaSettings) -> dict[str, Any]:
     """Return what all clients need: where the brokers are, and who we are to them.
 

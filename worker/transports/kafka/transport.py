@@ -23,7 +23,7 @@ from worker.errors import WorkerError
 from worker.messages import DeadLetter, ErrorKind, Skipped
 from worker.telemetry.logs import log
 from worker.telemetry.stacks import log_stacks
-from worker.transports.kafka.clients import is_member, new_consumer, sentence
+from worker.transports.kafka.clients import is_member, new_consumer, resume, sentence
 from worker.transports.kafka.positions import (
     Mark,
     establish_starts,
@@ -269,7 +269,7 @@ class KafkaTransport:
             consumer.seek(partition, offset)
         self._publisher.rewound(offsets)
         self._waiting = ({}, 0.0)
-        consumer.resume(*consumer.assignment())
+        resume(consumer)
         self._settled = True
         self._marks = {}
         self._committed = {}
