@@ -63,8 +63,10 @@ class State:
     poll_seconds: float = 0.0
     decode_seconds: float = 0.0
     publish_seconds: float = 0.0
+    commit_seconds: float = 0.0
     rebalances: int = 0
     abandoned: int = 0
+    retries: int = 0
     lost_to_retention: int = 0
     refused: int = 0
     lag: Mapping[tuple[str, int], int] = field(default_factory=dict)
@@ -326,7 +328,9 @@ def test_only_the_size_of_chunks_depends_on_how_messages_are_cut_into_chunks(
 
 def test_what_others_count_is_taken_over(metrics: Metrics) -> None:
     counts = Counts(1, 2, 3, 4, truncated=5, tokens=6, tokenize_seconds=0.5, infer_seconds=1.5)
-    state = State(0.25, 0.125, 2.5, rebalances=7, abandoned=8, lost_to_retention=9)
+    state = State(
+        0.25, 0.125, 2.5, 0.75, rebalances=7, abandoned=8, retries=10, lost_to_retention=9
+    )
     metrics.update(counts, state)
     metrics.update(counts, state)
     after = exposition(metrics)
@@ -342,11 +346,13 @@ def test_what_others_count_is_taken_over(metrics: Metrics) -> None:
         ("tokenize",): 0.5,
         ("infer",): 1.5,
         ("publish",): 2.5,
+        ("commit",): 0.75,
     }
     assert after.value("worker_truncated_total") == 5
     assert after.value("worker_tokens_total") == 6
     assert after.value("worker_rebalances_total") == 7
     assert after.value("worker_abandoned_chunks_total") == 8
+    assert after.value("worker_retries_total") == 10
     assert after.value("worker_lost_to_retention_total") == 9
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kafka.broker import wait_until
+from tests.kafka.health import LISTEN, metrics
 from tests.kafka.stage import header, place_of
 from worker.classifier import Classifier
 from worker.cli import main
@@ -149,6 +150,22 @@ def test_when_asked_to_stop_it_commits_what_it_published(
     stage.worker(KAFKA__GUARANTEE=guarantee)
     stage.wait_until_done()
     assert sorted(map(place_of, stage.labels())) == [(p, n) for p in (0, 1) for n in range(100)]
+
+
+@GUARANTEES
+def test_it_counts_what_it_does_and_the_time_of_each_step(stage: Stage, guarantee: str) -> None:
+    stage.produce(TEXTS)
+    worker = stage.worker(KAFKA__GUARANTEE=guarantee, **LISTEN)
+    wait_until(
+        lambda: 'worker_messages_total{process="0"} 200.0' in metrics(worker), "the last count"
+    )
+    numbers = dict(line.rsplit(" ", 1) for line in metrics(worker) if not line.startswith("#"))
+    for step in ("poll", "decode", "tokenize", "infer", "publish", "commit"):
+        assert float(numbers[f'worker_step_seconds_total{{process="0",step="{step}"}}']) > 0
+    assert numbers['worker_latency_seconds_count{process="0"}'] == "200.0"
+    for partition in (0, 1):
+        lag = f'worker_lag_records{{partition="{partition}",process="0",topic="{stage.input}"}}'
+        assert numbers[lag] == "0.0"
 
 
 def test_the_streams_labels_are_those_of_a_replay_byte_for_byte(

@@ -143,8 +143,8 @@ LAG: Final = _gauge(
     "worker_lag_records", "Records not yet done, by partition.", "topic", "partition"
 )
 # Where the time goes; what is missing to a second a second is the rest of the loop. "poll" is
-# waiting, so idle time. "infer" should lead under load. Worry when "publish" (send, wait for
-# acknowledgements, commit) does: the brokers are slow.
+# waiting, so idle time. "infer" should lead under load. Worry when "publish" (send, and wait for
+# acknowledgements) or "commit" does: the brokers are slow.
 STEP: Final = _counter("worker_step_seconds_total", "Time spent, by step of the loop.", "step")
 # Chunks adapt to what can be labelled in kafka.chunk_seconds. Worry when they are small while the
 # lag grows: a fixed cost a chunk, such as a slow commit, then outweighs the work.
@@ -181,6 +181,12 @@ REBALANCES: Final = _counter(
 # They are done again: no label is lost, but work is. Worry when they go on: see the log.
 ABANDONED: Final = _counter(
     "worker_abandoned_chunks_total", "Chunks that could not be published or committed."
+)
+# An outage brings one every few seconds. Worry when they go on while the brokers seem well: the log
+# names the problem.
+RETRIES: Final = _counter(
+    "worker_retries_total",
+    "What the brokers failed or refused to do, and was tried again: connect, read, publish, commit.",
 )
 
 
@@ -237,8 +243,10 @@ class StreamState(Protocol):
     poll_seconds: float
     decode_seconds: float
     publish_seconds: float
+    commit_seconds: float
     rebalances: int
     abandoned: int
+    retries: int
     lost_to_retention: int
     refused: int
 
@@ -314,6 +322,7 @@ class Metrics:
                 ("tokenize",): counts.tokenize_seconds,
                 ("infer",): counts.infer_seconds,
                 ("publish",): state.publish_seconds,
+                ("commit",): state.commit_seconds,
             },
             ANSWERS: {
                 ("duplicate",): counts.duplicates,
@@ -325,6 +334,7 @@ class Metrics:
             TRUNCATED: {(): counts.truncated},
             REBALANCES: {(): state.rebalances},
             ABANDONED: {(): state.abandoned},
+            RETRIES: {(): state.retries},
         }
         batch_sizes = dict(counts.batch_sizes)
         with self._lock:

@@ -101,6 +101,8 @@ class Publication:
         """Keep messages, and how to make a dead letter of an event whose label is refused."""
         self.messages = {place_of(source): message for source, message in messages}
         self.refused = 0
+        # When all were, by the monotonic clock.
+        self.acknowledged = 0.0
         self._sources = {place_of(source): source for source, _ in messages}
         self._dead_letter = dead_letter
 
@@ -206,6 +208,7 @@ class AtLeastOnce:
                     publication.replace(refusal.place, timestamp=refusal.timestamp)
             except kafka_errors.KafkaError as error:
                 raise AbandonedError(sentence(error)) from None
+        publication.acknowledged = time.monotonic()
         try:
             self._consumer().commit(
                 dict(positions), timeout_ms=_ms(min(_COMMIT_SECONDS, deadline.remaining))
@@ -346,6 +349,7 @@ class ExactlyOnce:
             sent: dict[Place, Any] = {}
             too_large = _send_all(producer, part, sent, deadline)
             _raise_failures(sent, too_large)
+        publication.acknowledged = time.monotonic()
         manager = producer._transaction_manager  # noqa: SLF001 - the public calls never time out
         await_result(
             producer, manager.send_offsets_to_transaction(dict(positions), group), deadline

@@ -96,8 +96,10 @@ class TransportState:
     poll_seconds: float = 0.0
     decode_seconds: float = 0.0
     publish_seconds: float = 0.0
+    commit_seconds: float = 0.0
     rebalances: int = 0
     abandoned: int = 0
+    retries: int = 0
     lost_to_retention: int = 0
     refused: int = 0
     lag: Mapping[TopicPartition, int] = field(default_factory=dict)
@@ -182,7 +184,8 @@ class KafkaTransport:
         self._last_completed = time.monotonic()
         self._settled = True
         self.state.problem = None
-        self.state.publish_seconds += self._last_completed - started
+        self.state.publish_seconds += publication.acknowledged - started
+        self.state.commit_seconds += self._last_completed - publication.acknowledged
         self.state.refused += publication.refused
         for partition, commit in chunk.positions.items():
             self._committed[partition] = commit.offset
@@ -490,6 +493,8 @@ class KafkaTransport:
             self._chunk_records = min(max(1, wanted), self._settings.chunk_records)
 
     def _complain(self, problem: str) -> None:
+        """Note that something has failed and will be tried again."""
+        self.state.retries += 1
         now = time.monotonic()
         if problem != self.state.problem or now - self._complained > _SECONDS_BETWEEN_COMPLAINTS:
             self._complained = now
