@@ -1,0 +1,1 @@
+"""Speed, as ratios and medians within one run; each module says what it measures and how."""
