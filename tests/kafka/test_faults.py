@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import POISON, sign
 from tests.kafka.broker import wait_until
 from tests.kafka.deadly import KILLER
+from tests.kafka.health import LISTEN, wait_until_ready
 from tests.kafka.proxy import Api, Cut, Fault, Moment, Proxy
 from tests.kafka.stage import Stage, header, place_of
 from worker.artifact import load_artifact
@@ -286,3 +287,26 @@ def test_without_any_answer_to_its_sends_a_worker_sends_nothing_twice(
     stage.wait_until_done()
     assert places(stage.labels()) == PLACES
     wait_until(lambda: worker.running, "the worker")
+
+
+def test_workers_that_share_a_transactional_id_are_told_and_stay_exact(stage: Stage) -> None:
+    shared = {
+        "KAFKA__GUARANTEE": "exactly-once",
+        "KAFKA__TRANSACTIONAL_ID": stage.group,
+        "KAFKA__CHUNK_RECORDS": "5",
+        **LISTEN,
+    }
+    workers = [stage.worker(**shared) for _ in range(2)]
+    for worker in workers:
+        wait_until_ready(worker)
+    stage.produce(TEXTS)
+    wait_until(
+        lambda: any(
+            entry["event"] == "fenced again and again" for w in workers for entry in w.events()
+        ),
+        "a worker that tells of it",
+    )
+    assert workers[0].stop() == 0
+    stage.wait_until_done()
+    assert places(stage.labels()) == PLACES
+    assert workers[1].stop() == 0

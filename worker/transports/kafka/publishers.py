@@ -43,6 +43,7 @@ _REFUSALS: Final = (
 )
 _FENCED: Final = (kafka_errors.ProducerFencedError, kafka_errors.InvalidProducerEpochError)
 _FENCED_TOO_OFTEN: Final = 3
+_FENCED_WITHIN_SECONDS: Final = 60.0
 _LONGEST_BACKOFF: Final = 10.0
 _SHARE_OF_TIMEOUT: Final = 0.8
 _SLICE_SECONDS: Final = 0.25
@@ -270,7 +271,7 @@ class ExactlyOnce:
         self._settings = settings
         self._id = settings.transactional_id or f"{settings.group}-{uuid.uuid4().hex}"
         self._producer: KafkaProducer | None = None
-        self._fenced = 0
+        self._fenced: list[float] = []
         self._not_before = 0.0
 
     def prepare(self, timeout: float) -> bool:
@@ -323,7 +324,6 @@ class ExactlyOnce:
             except AbandonedError:
                 self._discard()
                 raise
-        self._fenced = 0
 
     def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
         """See the contract: an aborted transaction leaves nothing to remember."""
@@ -357,16 +357,23 @@ class ExactlyOnce:
         await_result(producer, manager.begin_commit(), deadline)
 
     def _note(self, error: kafka_errors.KafkaError) -> None:
+        """Hold back who was fenced, or two with one id would fence each other without end."""
         if not isinstance(error, _FENCED):
             return
-        self._fenced += 1
-        self._not_before = time.monotonic() + min(0.1 * 2**self._fenced, _LONGEST_BACKOFF)
-        if self._fenced >= _FENCED_TOO_OFTEN:
+        now = time.monotonic()
+        # Between two fencings either of them may well succeed.
+        self._fenced = [t for t in self._fenced if now - t < _FENCED_WITHIN_SECONDS] + [now]
+        times = len(self._fenced)
+        self._not_before = now + min(0.1 * 2**times, _LONGEST_BACKOFF)
+        if times >= _FENCED_TOO_OFTEN:
             log.error(
-                "fenced again and again: another worker seems to use the same transactional id",
+                "fenced again and again",
                 transactional_id=self._id,
-                times=self._fenced,
-                advice="leave kafka.transactional_id out, or give each worker its own",
+                times=times,
+                advice="another worker seems to use this id: leave kafka.transactional_id out, or "
+                "give each worker its own"
+                if self._settings.transactional_id
+                else "transactions seem to outlast kafka.transaction_timeout_seconds",
             )
 
     def _discard(self) -> None:
