@@ -69,7 +69,8 @@ JAVA = (
 TIED_TO_US = ("setpriv", "--pdeathsig", "KILL")
 SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-spawner")
 
-# Internal topics are small, and what waits for a timeout waits short.
+# Internal topics are small, and what waits for a timeout waits short. Records of tests may be older
+# than Kafka would keep them.
 DEFAULTS = {
     "auto.create.topics.enable": "false",
     "broker.heartbeat.interval.ms": "200",
@@ -77,6 +78,7 @@ DEFAULTS = {
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",
     "log.cleaner.dedupe.buffer.size": "2097152",
+    "log.retention.ms": "-1",
     "offsets.topic.num.partitions": "4",
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
     "transaction.state.log.num.partitions": "4",

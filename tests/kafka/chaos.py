@@ -192,6 +192,7 @@ class Workers:
         cache = {"CACHE__ENABLED": "true", "CACHE__DIRECTORY": str(stage.folder / "cache")}
         self._settings = stage.settings | cache | settings
         self._slots: dict[int, Slot] = {}
+        self._paused: dict[int, WorkerProcess] = {}
         self._lock = threading.RLock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._tend, name="tender")
@@ -228,11 +229,14 @@ class Workers:
         with self._lock:
             if slot := self._slots.get(number):
                 slot.process.pause()
+                self._paused[number] = slot.process
 
     def resume(self, number: int) -> None:
-        with self._lock, suppress(ProcessLookupError):
-            if slot := self._slots.get(number):
-                slot.process.resume()
+        with self._lock:
+            # Its place may be another's by now, or nobody's.
+            process = self._paused.pop(number, None)
+            if process is not None and process.running:
+                process.resume()
 
     def stop(self, number: int, *, restart: bool) -> None:
         """Ask a worker to stop, and wait until it has."""

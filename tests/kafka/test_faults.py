@@ -115,12 +115,41 @@ def test_a_label_that_the_broker_refuses_becomes_a_dead_letter(
     stage.kafka.create_topic(small, max_message_bytes="2000")
     stage.produce([*TEXTS[:50], "x" * 5000, *TEXTS[51:]])
     stage.output = small
-    stage.worker(KAFKA__GUARANTEE=guarantee, KAFKA__OUTPUT_TOPIC=small, INCLUDE_TEXT="true")
+    worker = stage.worker(
+        KAFKA__GUARANTEE=guarantee, KAFKA__OUTPUT_TOPIC=small, INCLUDE_TEXT="true"
+    )
     stage.wait_until_done()
     (letter,) = stage.dead_letters()
     assert (place_of(letter), header(letter, "worker-kind")) == ((0, 25), "refused")
     assert len(letter.value) > 5000
     assert places(stage.labels()) == [place for place in PLACES if place != (0, 25)]
+    assert worker.stop() == 0
+
+
+@GUARANTEES
+def test_the_rest_of_a_large_chunk_with_a_label_that_is_refused_goes_together(
+    proxied: tuple[Stage, Proxy], guarantee: str
+) -> None:
+    stage, proxy = proxied
+    # A batch of labels is smaller, that label is larger.
+    stage.output = next(stage.names)
+    stage.kafka.create_topic(stage.output, max_message_bytes="150000")
+    texts = ["gg"] * 2000
+    texts[1000] = "x" * 200_000
+    stage.produce(texts, max_request_size=2**20)
+    worker = stage.worker(
+        KAFKA__GUARANTEE=guarantee,
+        KAFKA__OUTPUT_TOPIC=stage.output,
+        KAFKA__CHUNK_SECONDS="30",
+        KAFKA__REQUEST_TIMEOUT_SECONDS="10",
+        INCLUDE_TEXT="true",
+    )
+    stage.wait_until_done()
+    (letter,) = stage.dead_letters()
+    assert (place_of(letter), header(letter, "worker-kind")) == ((0, 500), "refused")
+    assert len(stage.labels()) == len(texts) - 1
+    assert worker.stop() == 0
+    assert proxy.seen[Api.PRODUCE] < len(texts) / 2
 
 
 @GUARANTEES
@@ -129,11 +158,14 @@ def test_a_label_larger_than_the_client_may_send_becomes_a_dead_letter(
 ) -> None:
     # The text comes out longer than it went in: as escapes.
     stage.produce([*TEXTS[:50], "x" * 800, *TEXTS[51:]])
-    stage.worker(KAFKA__GUARANTEE=guarantee, KAFKA__MAX_MESSAGE_BYTES="1100", INCLUDE_TEXT="true")
+    worker = stage.worker(
+        KAFKA__GUARANTEE=guarantee, KAFKA__MAX_MESSAGE_BYTES="1100", INCLUDE_TEXT="true"
+    )
     stage.wait_until_done()
     (letter,) = stage.dead_letters()
     assert (place_of(letter), header(letter, "worker-kind")) == ((0, 25), "refused")
     assert places(stage.labels()) == [place for place in PLACES if place != (0, 25)]
+    assert worker.stop() == 0
 
 
 @GUARANTEES
@@ -148,13 +180,14 @@ def test_a_timestamp_that_the_broker_refuses_goes_into_a_header(
         early, [(None, value, [], 0, stamp) for value, stamp in zip(values, stamps, strict=True)]
     )
     stage.input, stage.partitions = early, 1
-    stage.worker(KAFKA__GUARANTEE=guarantee, KAFKA__INPUT_TOPICS=early)
+    worker = stage.worker(KAFKA__GUARANTEE=guarantee, KAFKA__INPUT_TOPICS=early)
     stage.wait_until_done()
     labels = sorted(stage.labels(), key=place_of)
     assert places(labels) == [(0, offset) for offset in range(20)]
     assert header(labels[7], "worker-timestamp") == str(late)
     assert {label.timestamp for label in labels[:7] + labels[8:]} == {1700000000000}
     assert stage.dead_letters() == []
+    assert worker.stop() == 0
 
 
 @GUARANTEES

@@ -12,6 +12,7 @@ import math
 import time
 import uuid
 from contextlib import suppress
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from kafka import errors as kafka_errors
@@ -21,7 +22,7 @@ from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.clients import new_producer, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from kafka import KafkaConsumer, KafkaProducer, TopicPartition
     from kafka.consumer.fetcher import ConsumerRecord
@@ -42,6 +43,7 @@ _REFUSALS: Final = (
     kafka_errors.PolicyViolationError,
 )
 _FENCED: Final = (kafka_errors.ProducerFencedError, kafka_errors.InvalidProducerEpochError)
+_PARTS_OF_SUSPECTS: Final = 16
 _FENCED_TOO_OFTEN: Final = 3
 _FENCED_WITHIN_SECONDS: Final = 60.0
 _LONGEST_BACKOFF: Final = 10.0
@@ -83,11 +85,18 @@ class AbandonedError(ChunkAbandonedError):
 
 
 class _RefusedError(Exception):
-    """Records were refused for good; `place` is the culprit's, where it is known."""
+    """Records were refused for good: each of the culprits, or some of the suspects."""
 
-    def __init__(self, place: Place | None, *, timestamp: bool = False) -> None:
+    def __init__(
+        self,
+        culprits: Collection[Place] = (),
+        suspects: Collection[Place] = (),
+        *,
+        timestamp: bool = False,
+    ) -> None:
         super().__init__()
-        self.place = place
+        self.culprits = culprits
+        self.suspects = suspects
         self.timestamp = timestamp
 
 
@@ -104,16 +113,43 @@ class Publication:
         self.refused = 0
         # When all were, by the monotonic clock.
         self.acknowledged = 0.0
+        self._suspects: set[Place] = set()
         self._sources = {place_of(source): source for source, _ in messages}
         self._dead_letter = dead_letter
 
-    def replace(self, place: Place, *, timestamp: bool) -> None:
-        """Put something else in the place of a refused message.
+    def parts(
+        self, dead_letter_topic: str, acknowledged: Collection[Place] = ()
+    ) -> Iterator[dict[Place, Message]]:
+        """Cut what is not acknowledged into what is sent together, each topic in its order.
+
+        Dead letters, which may have to wait, go first. Those among which a culprit is go in smaller
+        parts, so that it is found.
+        """
+        small = -(-len(self._suspects) // _PARTS_OF_SUSPECTS)
+        for letters in (True, False):
+            left = [
+                place
+                for place, message in self.messages.items()
+                if (message.topic == dead_letter_topic) is letters and place not in acknowledged
+            ]
+            for suspects, run in groupby(left, self._suspects.__contains__):
+                places = list(run)
+                size = small if suspects else len(places)
+                for begin in range(0, len(places), size):
+                    yield {place: self.messages[place] for place in places[begin : begin + size]}
+
+    def amend(self, refusal: _RefusedError) -> None:
+        """Put something else in the place of messages that were refused, or suspect them.
 
         Raises:
             AbandonedError: a dead letter is refused too: its topic must be set right first.
 
         """
+        self._suspects = set(refusal.suspects)
+        for place in refusal.culprits:
+            self._replace(place, timestamp=refusal.timestamp)
+
+    def _replace(self, place: Place, *, timestamp: bool) -> None:
         message = self.messages[place]
         if timestamp and message.timestamp is not None:
             self.messages[place] = message.with_timestamp_as_header()
@@ -197,16 +233,13 @@ class AtLeastOnce:
         deadline: Deadline,
     ) -> None:
         """See the contract."""
-        singly = False
         while True:
             try:
-                self._send(publication, deadline, singly=singly)
+                self._send(publication, deadline)
                 break
             except _RefusedError as refusal:
-                singly = True
                 self._discard()
-                if refusal.place:
-                    publication.replace(refusal.place, timestamp=refusal.timestamp)
+                publication.amend(refusal)
             except kafka_errors.KafkaError as error:
                 raise AbandonedError(sentence(error)) from None
         publication.acknowledged = time.monotonic()
@@ -231,15 +264,11 @@ class AtLeastOnce:
         """See the contract."""
         self._discard()
 
-    def _send(self, publication: Publication, deadline: Deadline, *, singly: bool) -> None:
+    def _send(self, publication: Publication, deadline: Deadline) -> None:
         if self._producer is None and not self.prepare(min(_COMMIT_SECONDS, deadline.remaining)):
             raise AbandonedError("an earlier send is undecided")
-        todo = {
-            place: message
-            for place, message in publication.messages.items()
-            if place not in self._acknowledged
-        }
-        for part in _parts(todo, self._settings.dead_letter_topic, singly=singly):
+        topic, done = self._settings.dead_letter_topic, frozenset(self._acknowledged)
+        for part in publication.parts(topic, done):
             too_large = _send_all(self._producer, part, self._sent, deadline)
             sent = self._sent
             self._take_stock()
@@ -307,16 +336,13 @@ class ExactlyOnce:
         """See the contract."""
         # The broker aborts what takes longer.
         deadline.within(self._settings.transaction_timeout_seconds * _SHARE_OF_TIMEOUT)
-        singly = False
         while True:
             try:
-                self._transact(publication, positions, group, deadline, singly=singly)
+                self._transact(publication, positions, group, deadline)
                 break
             except _RefusedError as refusal:
                 self._discard()
-                singly = True
-                if refusal.place:
-                    publication.replace(refusal.place, timestamp=refusal.timestamp)
+                publication.amend(refusal)
             except kafka_errors.KafkaError as error:
                 self._discard()
                 self._note(error)
@@ -338,14 +364,12 @@ class ExactlyOnce:
         positions: Positions,
         group: ConsumerGroupMetadata,
         deadline: Deadline,
-        *,
-        singly: bool,
     ) -> None:
         if not self.prepare(min(_COMMIT_SECONDS, deadline.remaining)) or self._producer is None:
             raise AbandonedError("the producer is held back after it was fenced")
         producer = self._producer
         producer.begin_transaction()
-        for part in _parts(publication.messages, self._settings.dead_letter_topic, singly=singly):
+        for part in publication.parts(self._settings.dead_letter_topic):
             sent: dict[Place, Any] = {}
             too_large = _send_all(producer, part, sent, deadline)
             _raise_failures(sent, too_large)
@@ -419,17 +443,6 @@ def await_result(producer: KafkaProducer, result: Any, deadline: Deadline) -> No
         raise kafka_errors.KafkaTimeoutError
 
 
-def _parts(
-    messages: Mapping[Place, Message], dead_letter_topic: str, *, singly: bool
-) -> list[dict[Place, Message]]:
-    """Cut messages into what is sent together: dead letters, which may have to wait, go first."""
-    letters = {p: m for p, m in messages.items() if m.topic == dead_letter_topic}
-    labels = {p: m for p, m in messages.items() if m.topic != dead_letter_topic}
-    if singly:
-        return [{place: message} for place, message in (letters | labels).items()]
-    return [part for part in (letters, labels) if part]
-
-
 def _send_all(
     producer: Any,  # noqa: ANN401 - has no types
     messages: Mapping[Place, Message],
@@ -466,13 +479,14 @@ def _raise_failures(sent: Mapping[Place, Any], too_large: Sequence[Place]) -> No
     failed = {place: future.exception for place, future in sent.items() if future.failed()}
     refused = {place: error for place, error in failed.items() if isinstance(error, _REFUSALS)}
     if too_large:
-        raise _RefusedError(too_large[0])
+        raise _RefusedError(too_large)
     if len(refused) == 1:
-        ((place, error),) = refused.items()
-        raise _RefusedError(place, timestamp=isinstance(error, kafka_errors.InvalidTimestampError))
+        (error,) = refused.values()
+        timestamp = isinstance(error, kafka_errors.InvalidTimestampError)
+        raise _RefusedError(refused, timestamp=timestamp)
     if refused:
         # The mates of a refused record may fail with the same error.
-        raise _RefusedError(None)
+        raise _RefusedError(suspects=refused)
     for error in failed.values():
         raise error
 

@@ -155,6 +155,8 @@ class KafkaTransport:
             yield chunk
             if chunk.items and not self._settled:
                 self.state.abandoned += 1
+                # If it was too much for its time, it would be again.
+                self._chunk_records = max(1, self._chunk_records // 2)
 
     def complete(self, chunk: KafkaChunk, outcomes: Sequence[Outcome]) -> None:
         """Publish outcomes and commit positions, by the chosen guarantee.
