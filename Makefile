@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 4
 CHAOS_SECONDS ?= 900
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test chaos model clean
+.PHONY: demo test chaos benchmark-stream model clean
 
 # Labels a chat, with what running needs and nothing more.
 demo: $(VENV)/.runtime
@@ -31,6 +31,10 @@ test: $(VENV)/.all build/kafka/.jars
 chaos: $(VENV)/.all build/kafka/.jars
 	$(VENV)/bin/python -m tests.kafka.chaos --seconds $(CHAOS_SECONDS) \
 		$(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
+
+# Throughput, latency and costs of worker run; TEXTS=file has a message a line.
+benchmark-stream: $(VENV)/.all build/kafka/.jars
+	$(VENV)/bin/python -m benchmarks.stream $(if $(TEXTS),--texts $(TEXTS))
 
 # Makes the built-in model again: make model DATA=folder with GoEmotions' ekman files.
 model: $(VENV)/.all

@@ -6,7 +6,7 @@ Three questions, each answered within one run: how much faster two processes are
 same backlog; how soon a label can be read after its event was written, at a light load, with each
 guarantee; and what a message costs whose answer is in the cache, step by step. The broker has the
 same cores as the workers, and its share is in all figures. `--texts` has a message a line; left
-out, those of the example chat are taken. `make benchmarks/stream` sets up what it needs.
+out, those of the example chat are taken. `make benchmark-stream` sets up what it needs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, cycle, islice
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from tests.kafka.broker import Cluster, missing, wait_until
+from tests.kafka.broker import Cluster, missing
 from tests.kafka.health import LISTEN, metrics, wait_until_ready
 from tests.kafka.stage import Stage
 
@@ -39,10 +38,11 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).parents[1] / "examples" / "chat.jsonl"
 GUARANTEES = ("at-least-once", "exactly-once")
 PARTITIONS = 4
-BACKLOG = 20_000
+BACKLOG = 40_000
 CACHED_BACKLOG = 200_000
 # Of a backlog, what is timed: starting and the last records are not.
 FROM, TO = 0.2, 0.95
+PAUSE = 0.2
 LIGHT_RATE = 20
 LIGHT_SECONDS = 30
 # What a user has, not what makes tests quick.
@@ -68,7 +68,8 @@ class Bench:
     names: Iterator[str]
 
     def stage(self) -> Stage:
-        stage = Stage(self.kafka, self.names, self.folder, partitions=PARTITIONS)
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        stage = Stage(self.kafka, self.names, folder, partitions=PARTITIONS)
         stage.settings |= DEFAULTS
         return stage
 
@@ -76,30 +77,33 @@ class Bench:
         stage.produce(list(islice(cycle(self.texts), number)), linger_ms=50, batch_size=2**18)
 
 
-def rate(stage: Stage, records: int) -> float:
-    """Return the messages a second while a backlog is labelled by workers that were started."""
-
-    def done() -> int:
-        return sum(stage.kafka.committed(stage.group, stage.input).values())
-
-    wait_until(lambda: done() >= FROM * records, "the first labels")
-    before, began = done(), time.monotonic()
-    wait_until(lambda: done() >= TO * records, "the last labels", 600)
-    return (done() - before) / (time.monotonic() - began)
+def reach(stage: Stage, records: float) -> tuple[int, float]:
+    """Wait until so many records are done; returns how many are, and when that was."""
+    while (done := sum(stage.kafka.committed(stage.group, stage.input).values())) < records:
+        for worker in stage.workers:
+            if not worker.running:
+                raise RuntimeError(worker.output)
+        time.sleep(PAUSE)
+    return done, time.monotonic()
 
 
-def rates_of_processes(bench: Bench, processes: int, guarantee: str) -> float:
+def rate(begin: tuple[int, float], end: tuple[int, float]) -> float:
+    """Return the messages a second between two moments."""
+    return (end[0] - begin[0]) / (end[1] - begin[1])
+
+
+def rate_of_processes(bench: Bench, processes: int, guarantee: str) -> float:
     with bench.stage() as stage:
         bench.produce(stage, BACKLOG)
         stage.worker(RUN__PROCESSES=str(processes), KAFKA__GUARANTEE=guarantee)
-        return rate(stage, BACKLOG)
+        return rate(reach(stage, FROM * BACKLOG), reach(stage, TO * BACKLOG))
 
 
 def compare_processes(bench: Bench, runs: int) -> None:
     print(f"one and two processes, {BACKLOG} messages, no cache, medians of {runs}")
     for guarantee in GUARANTEES:
         pairs = [
-            [rates_of_processes(bench, processes, guarantee) for processes in (1, 2)]
+            [rate_of_processes(bench, processes, guarantee) for processes in (1, 2)]
             for _ in range(runs)
         ]
         one, two = (statistics.median(rates) for rates in zip(*pairs, strict=True))
@@ -152,29 +156,36 @@ def measure_cached(bench: Bench) -> None:
         with bench.stage() as stage:
             stage.settings |= {
                 "CACHE__ENABLED": "true",
-                "CACHE__DIRECTORY": str(bench.folder / "cache" / guarantee),
+                "CACHE__DIRECTORY": str(stage.folder / "cache"),
             }
             bench.produce(stage, CACHED_BACKLOG)
             worker = stage.worker(KAFKA__GUARANTEE=guarantee, **LISTEN)
-            speed = rate(stage, CACHED_BACKLOG)
-            stage.wait_until_done()
-            print(
-                f"  {guarantee:<14} {speed:6.0f}/s  {1e6 / speed:.0f} us a message: {steps(worker)}"
-            )
+            # By then each text has been there.
+            begin = reach(stage, max(len(bench.texts), FROM * CACHED_BACKLOG))
+            before = counted(worker)
+            end = reach(stage, TO * CACHED_BACKLOG)
+            spent = steps(before, counted(worker))
+            print(f"  {guarantee:<14} {rate(begin, end):6.0f}/s  {spent}")
 
 
-def steps(worker: WorkerProcess) -> str:
-    """Return the time that a message takes in each step, and how many were computed."""
-    seconds: dict[str, float] = defaultdict(float)
+def counted(worker: WorkerProcess) -> dict[str, float]:
+    """Return what a worker has counted: messages, seconds by step, answers by source."""
+    numbers = {}
     for line in metrics(worker):
-        name, _, value = line.rpartition(" ")
-        if name.startswith(("worker_step_seconds_total", "worker_answers_total")):
-            seconds[name.split('"')[-2]] += float(value)
-    computed = seconds.pop("computed")
-    for source in ("duplicate", "memory", "disk"):
-        seconds.pop(source, None)
-    each = ", ".join(f"{step} {1e6 * s / CACHED_BACKLOG:.1f}" for step, s in seconds.items())
-    return f"{each} ({computed:.0f} computed)"
+        series, _, value = line.rpartition(" ")
+        if series.startswith("worker_messages_total"):
+            numbers["messages"] = float(value)
+        if series.startswith(("worker_step_seconds_total", "worker_answers_total")):
+            numbers[series.split('"')[-2]] = float(value)
+    return numbers
+
+
+def steps(before: dict[str, float], after: dict[str, float]) -> str:
+    """Return what a message costs by step, in microseconds, and how many were computed."""
+    spent = {name: after[name] - before[name] for name in before}
+    names = ("poll", "decode", "tokenize", "infer", "publish", "commit")
+    each = ", ".join(f"{name} {1e6 * spent[name] / spent['messages']:.1f}" for name in names)
+    return f"us a message: {each}; computed {spent['computed'] / spent['messages']:.1%}"
 
 
 def main() -> int:

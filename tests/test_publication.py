@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.transports.kafka.publishers import (
+from worker.transports.kafka.publication import (
     AbandonedError,
     Publication,
-    _RefusedError,
+    RefusedError,
     place_of,
 )
 from worker.transports.kafka.records import Message
@@ -49,7 +49,7 @@ def test_each_message_goes_once_letters_first_and_each_topic_in_its_order(
     topics: list[str], acknowledged: set[int], suspects: set[int]
 ) -> None:
     chunk = publication(*topics)
-    chunk.amend(_RefusedError(suspects=[PLACES[n] for n in suspects]))
+    chunk.amend(RefusedError(suspects=[PLACES[n] for n in suspects]))
     parts = list(chunk.parts("dead", [PLACES[n] for n in acknowledged]))
     left = [n for n in range(len(topics)) if n not in acknowledged]
     expected = [n for topic in ("dead", "labels") for n in left if topics[n] == topic]
@@ -75,21 +75,21 @@ def test_every_culprit_is_found_within_a_few_attempts(culprits: set[int]) -> Non
         part = next((each for each in chunk.parts("dead") if each.keys() & left), None)
         if part is None:
             break
-        chunk.amend(_RefusedError(part) if len(part) == 1 else _RefusedError(suspects=part))
+        chunk.amend(RefusedError(part) if len(part) == 1 else RefusedError(suspects=part))
     letters = {place for place, each in chunk.messages.items() if each.topic == "dead"}
     assert letters == guilty
 
 
 def test_all_culprits_become_dead_letters() -> None:
     chunk = publication("labels", "labels", "labels")
-    chunk.amend(_RefusedError([PLACES[0], PLACES[2]]))
+    chunk.amend(RefusedError([PLACES[0], PLACES[2]]))
     assert [each.topic for each in chunk.messages.values()] == ["dead", "labels", "dead"]
     assert chunk.refused == 2
 
 
 def test_a_refused_timestamp_goes_into_a_header() -> None:
     chunk = publication("labels")
-    chunk.amend(_RefusedError([PLACES[0]], timestamp=True))
+    chunk.amend(RefusedError([PLACES[0]], timestamp=True))
     (amended,) = chunk.messages.values()
     assert (amended.topic, amended.timestamp) == ("labels", None)
     assert amended.headers == [("worker-timestamp", b"1")]
@@ -98,4 +98,4 @@ def test_a_refused_timestamp_goes_into_a_header() -> None:
 def test_a_dead_letter_that_is_refused_is_a_problem_of_its_topic() -> None:
     chunk = publication("dead")
     with pytest.raises(AbandonedError, match="dead-letter topic refuses a record"):
-        chunk.amend(_RefusedError([PLACES[0]]))
+        chunk.amend(RefusedError([PLACES[0]]))

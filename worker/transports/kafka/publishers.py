@@ -12,27 +12,25 @@ import math
 import time
 import uuid
 from contextlib import suppress
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from kafka import errors as kafka_errors
 
 from worker.telemetry.logs import log
-from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.clients import new_producer, sentence
+from worker.transports.kafka.publication import AbandonedError, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-    from kafka.consumer.fetcher import ConsumerRecord
     from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
     from worker.settings import KafkaSettings
+    from worker.transports.kafka.publication import Place, Publication
     from worker.transports.kafka.records import Message
 
     Positions: TypeAlias = Mapping[TopicPartition, OffsetAndMetadata]
-    Place: TypeAlias = tuple[str, int, int]
 
 # A record that the broker, or the client's own size check, will never take.
 _REFUSALS: Final = (
@@ -43,7 +41,6 @@ _REFUSALS: Final = (
     kafka_errors.PolicyViolationError,
 )
 _FENCED: Final = (kafka_errors.ProducerFencedError, kafka_errors.InvalidProducerEpochError)
-_PARTS_OF_SUSPECTS: Final = 16
 _FENCED_TOO_OFTEN: Final = 3
 _FENCED_WITHIN_SECONDS: Final = 60.0
 _LONGEST_BACKOFF: Final = 10.0
@@ -78,87 +75,6 @@ class Deadline:
         while not (done := wait(min(_SLICE_SECONDS, self.remaining))) and self.remaining:
             pass
         return done
-
-
-class AbandonedError(ChunkAbandonedError):
-    """A chunk that could not be published or committed, with a sentence that says why."""
-
-
-class _RefusedError(Exception):
-    """Records were refused for good: each of the culprits, or some of the suspects."""
-
-    def __init__(
-        self,
-        culprits: Collection[Place] = (),
-        suspects: Collection[Place] = (),
-        *,
-        timestamp: bool = False,
-    ) -> None:
-        super().__init__()
-        self.culprits = culprits
-        self.suspects = suspects
-        self.timestamp = timestamp
-
-
-class Publication:
-    """The messages of a chunk, each by the place of its event."""
-
-    def __init__(
-        self,
-        messages: Sequence[tuple[ConsumerRecord, Message]],
-        dead_letter: Callable[[ConsumerRecord], Message],
-    ) -> None:
-        """Keep messages, and how to make a dead letter of an event whose label is refused."""
-        self.messages = {place_of(source): message for source, message in messages}
-        self.refused = 0
-        # When all were, by the monotonic clock.
-        self.acknowledged = 0.0
-        self._suspects: set[Place] = set()
-        self._sources = {place_of(source): source for source, _ in messages}
-        self._dead_letter = dead_letter
-
-    def parts(
-        self, dead_letter_topic: str, acknowledged: Collection[Place] = ()
-    ) -> Iterator[dict[Place, Message]]:
-        """Cut what is not acknowledged into what is sent together, each topic in its order.
-
-        Dead letters, which may have to wait, go first. Those among which a culprit is go in smaller
-        parts, so that it is found.
-        """
-        small = -(-len(self._suspects) // _PARTS_OF_SUSPECTS)
-        for letters in (True, False):
-            left = [
-                place
-                for place, message in self.messages.items()
-                if (message.topic == dead_letter_topic) is letters and place not in acknowledged
-            ]
-            for suspects, run in groupby(left, self._suspects.__contains__):
-                places = list(run)
-                size = small if suspects else len(places)
-                for begin in range(0, len(places), size):
-                    yield {place: self.messages[place] for place in places[begin : begin + size]}
-
-    def amend(self, refusal: _RefusedError) -> None:
-        """Put something else in the place of messages that were refused, or suspect them.
-
-        Raises:
-            AbandonedError: a dead letter is refused too: its topic must be set right first.
-
-        """
-        self._suspects = set(refusal.suspects)
-        for place in refusal.culprits:
-            self._replace(place, timestamp=refusal.timestamp)
-
-    def _replace(self, place: Place, *, timestamp: bool) -> None:
-        message = self.messages[place]
-        if timestamp and message.timestamp is not None:
-            self.messages[place] = message.with_timestamp_as_header()
-            return
-        letter = self._dead_letter(self._sources[place])
-        if message.topic == letter.topic:
-            raise AbandonedError("the dead-letter topic refuses a record; see max.message.bytes")
-        self.messages[place] = letter
-        self.refused += 1
 
 
 class Publisher(Protocol):
@@ -237,7 +153,7 @@ class AtLeastOnce:
             try:
                 self._send(publication, deadline)
                 break
-            except _RefusedError as refusal:
+            except RefusedError as refusal:
                 self._discard()
                 publication.amend(refusal)
             except kafka_errors.KafkaError as error:
@@ -340,7 +256,7 @@ class ExactlyOnce:
             try:
                 self._transact(publication, positions, group, deadline)
                 break
-            except _RefusedError as refusal:
+            except RefusedError as refusal:
                 self._discard()
                 publication.amend(refusal)
             except kafka_errors.KafkaError as error:
@@ -403,11 +319,6 @@ class ExactlyOnce:
     def _discard(self) -> None:
         discard(self._producer)
         self._producer = None
-
-
-def place_of(source: ConsumerRecord) -> Place:
-    """Return the place of an event, as a key."""
-    return (source.topic, source.partition, source.offset)
 
 
 def discard(producer: KafkaProducer | None) -> None:
@@ -479,14 +390,14 @@ def _raise_failures(sent: Mapping[Place, Any], too_large: Sequence[Place]) -> No
     failed = {place: future.exception for place, future in sent.items() if future.failed()}
     refused = {place: error for place, error in failed.items() if isinstance(error, _REFUSALS)}
     if too_large:
-        raise _RefusedError(too_large)
+        raise RefusedError(too_large)
     if len(refused) == 1:
         (error,) = refused.values()
         timestamp = isinstance(error, kafka_errors.InvalidTimestampError)
-        raise _RefusedError(refused, timestamp=timestamp)
+        raise RefusedError(refused, timestamp=timestamp)
     if refused:
         # The mates of a refused record may fail with the same error.
-        raise _RefusedError(suspects=refused)
+        raise RefusedError(suspects=refused)
     for error in failed.values():
         raise error
 

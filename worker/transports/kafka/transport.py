@@ -31,13 +31,8 @@ from worker.transports.kafka.positions import (
     read_committed,
     seek_into_range,
 )
-from worker.transports.kafka.publishers import (
-    AbandonedError,
-    AtLeastOnce,
-    Deadline,
-    ExactlyOnce,
-    Publication,
-)
+from worker.transports.kafka.publication import AbandonedError, Publication
+from worker.transports.kafka.publishers import AtLeastOnce, Deadline, ExactlyOnce
 from worker.transports.kafka.records import record_of
 from worker.transports.kafka.undecodable import UNREADABLE, UndecodableError, readable
 
