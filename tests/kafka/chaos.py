@@ -40,7 +40,7 @@ from tests.kafka.verifier import Report, verify
 from worker.classifier import Classifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from tests.kafka.broker import Node
     from tests.kafka.proxy import Action, Armed
@@ -77,7 +77,7 @@ SHORT, LATE, LONG = (0.2, 1.0), (2.0, 4.0), (5.0, 7.0)
 WINDOWS = {
     "at-least-once": (Api.FETCH, Api.PRODUCE, Api.OFFSET_COMMIT),
     "exactly-once": (
-        *(Api.FETCH, Api.PRODUCE, Api.OFFSET_COMMIT),
+        *(Api.FETCH, Api.ADD_PARTITIONS_TO_TXN, Api.PRODUCE),
         *(Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.END_TXN),
     ),
 }
@@ -294,12 +294,6 @@ class Workers:
         slot.process = self._start(slot.number)
 
 
-def _comes(condition: Callable[[], bool], seconds: float) -> bool:
-    with suppress(TimeoutError):
-        wait_until(condition, "a strike", seconds)
-    return condition()
-
-
 def _heeds_sigterm(process: WorkerProcess) -> bool:
     """Tell whether a process ends in its own way if it is asked to, or has ended already."""
     with suppress(OSError):
@@ -374,11 +368,8 @@ class Chaos:
         def struck() -> bool:
             return any(each.struck.is_set() for each in armed)
 
-        if strike.api is Api.OFFSET_COMMIT and not _comes(struck, 1):
-            # Under exactly-once only who has got new partitions commits so.
-            with self._at_large:
-                self._bystander(rng)
-        _comes(struck, TURN_SECONDS)
+        with suppress(TimeoutError):
+            wait_until(struck, str(strike), TURN_SECONDS)
         for each in armed:
             each.disarm()
         if not any(each.count for each in armed):
