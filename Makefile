@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 # Tests with a broker wait most of the time.
-TEST_PROCESSES ?= 4
+TEST_PROCESSES ?= 3
 CHAOS_SECONDS ?= 900
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -25,7 +25,7 @@ test: $(VENV)/.all build/kafka/.jars
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest --cov -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest --cov -n $(TEST_PROCESSES) --dist loadfile
 
 # Workers under random faults, with each guarantee so long; CHAOS_SEED=n repeats a choice of faults.
 chaos: $(VENV)/.all build/kafka/.jars

@@ -311,6 +311,12 @@ class Settings(BaseSettings):
     run: RunSettings = RunSettings()
     log: LogSettings = LogSettings()
 
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if 2 * self.kafka.deadline_seconds > self.run.stuck_seconds:
+            raise ValueError("run.stuck_seconds must be at least twice kafka.deadline_seconds")
+        return self
+
     @property
     def cache_directory(self) -> Path | None:
         """Return the folder of the disk cache; None where nothing is to be remembered."""

@@ -47,13 +47,16 @@ def stream(settings: Settings, link: Link | None = None) -> int:
     process = link.process if link else 0
     transport = _transport(settings, artifact, process)
     metrics = Metrics(artifact.manifest.name, artifact.digest, artifact.manifest.labels)
+    live_seconds = min(
+        max(_LIVE_SECONDS, 2 * settings.kafka.deadline_seconds), settings.run.stuck_seconds
+    )
     watchdog = Watchdog(settings.run.stuck_seconds, lambda: transport.in_hand)
 
     def status() -> Status:
         state = transport.state
         return Status(
             process=process,
-            live=watchdog.age < min(_LIVE_SECONDS, settings.run.stuck_seconds),
+            live=watchdog.age < live_seconds,
             ready=state.joined and state.problem is None,
             problem=state.problem,
             metrics=metrics.snapshot(),
@@ -75,18 +78,18 @@ def stream(settings: Settings, link: Link | None = None) -> int:
 
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignal(stop_soon))
+        stack.enter_context(watchdog)
         classifier = open_classifier(settings, artifact)
         stack.callback(classifier.close)
         if link:
             stack.enter_context(link.telling(status))
         else:
             stack.enter_context(serving(settings.run.listen, lambda: [status()]))
-        stack.enter_context(watchdog)
         stack.callback(transport.close, _CLOSING_SECONDS)
         stack.enter_context(private_errors())
         pipeline.run(transport, classifier, completed=completed, stopping=stopping)
-    log.info("stopped")
-    return 0
+    log.info("stopped", uncommitted=transport.in_hand)
+    return int(transport.in_hand)
 
 
 def _transport(settings: Settings, artifact: Artifact, process: int) -> KafkaTransport:

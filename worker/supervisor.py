@@ -35,7 +35,7 @@ _STABLE_SECONDS: Final = 60.0
 _DEATHS_IN_A_ROW: Final = 6
 # Of a child's silence; its watchdog speaks earlier where it can.
 _SILENT_SECONDS: Final = 60.0
-_KILL_AFTER_SECONDS: Final = 5.0
+_KILL_AFTER_SECONDS: Final = 3.0
 _WRONG_CONFIGURATION: Final = 2
 
 

@@ -50,7 +50,8 @@ Record: TypeAlias = tuple[
 
 # Generous: machines differ in speed, and nothing waits this long that works.
 PATIENCE = 120.0
-PAUSE = 0.05
+# What is asked meanwhile has its price, and the brokers share the machine.
+PAUSE = 0.15
 
 JAVA = (
     "java",

@@ -13,7 +13,7 @@ from tests.conftest import POISON, sign
 from tests.kafka.broker import wait_until
 from tests.kafka.deadly import KILLER
 from tests.kafka.health import LISTEN, wait_until_ready
-from tests.kafka.proxy import Api, Cut, Fault, Moment, Proxy
+from tests.kafka.proxy import Api, BlackHole, Cut, Fault, Moment, Proxy
 from tests.kafka.stage import Stage, header, place_of
 from worker.artifact import load_artifact
 from worker.tokens import TextTokenizer
@@ -206,6 +206,47 @@ def test_without_a_dead_letter_topic_it_waits_and_commits_nothing_past_the_recor
     assert places(stage.dead_letters()) == [(0, 0)]
     assert len(stage.labels()) == 50
     assert worker.stop() == 0
+
+
+@GUARANTEES
+def test_workers_that_stop_while_labels_cannot_be_written_are_no_deaths(
+    stage: Stage, guarantee: str
+) -> None:
+    stage.output = next(stage.names)
+    stage.produce(TEXTS)
+    # More than it takes to find a message that kills.
+    for _ in range(6):
+        worker = stage.worker(
+            KAFKA__GUARANTEE=guarantee,
+            KAFKA__OUTPUT_TOPIC=stage.output,
+            KAFKA__DEADLINE_SECONDS="1",
+        )
+        worker.wait_for("chunk abandoned: it will be done again")
+        worker.stop()
+    stage.kafka.create_topic(stage.output)
+    worker = stage.worker(KAFKA__GUARANTEE=guarantee, KAFKA__OUTPUT_TOPIC=stage.output)
+    stage.wait_until_done()
+    assert stage.dead_letters() == []
+    assert places(stage.labels()) == PLACES
+    assert worker.stop() == 0
+
+
+@GUARANTEES
+def test_a_worker_that_must_stop_with_a_chunk_in_hand_leaves_it_and_says_so(
+    proxied: tuple[Stage, Proxy], guarantee: str
+) -> None:
+    stage, proxy = proxied
+    worker = stage.worker(KAFKA__GUARANTEE=guarantee, RUN__STOP_SECONDS="1")
+    worker.wait_for("group begins")
+    lose = Fault(api=Api.PRODUCE, moment=Moment.BEFORE_REQUEST, action=BlackHole())
+    lost = proxy.arm(lose)
+    stage.produce(TEXTS)
+    assert lost.struck.wait(60)
+    assert worker.stop() == 1
+    proxy.heal()
+    stage.worker(KAFKA__GUARANTEE=guarantee)
+    stage.wait_until_done()
+    assert sorted(set(places(stage.labels()))) == PLACES
 
 
 # Brokers that are slow or away.

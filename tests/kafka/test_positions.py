@@ -486,3 +486,11 @@ def test_what_another_tool_has_written_stops_no_worker(text: str | None) -> None
 )
 def test_what_another_tool_has_written_says_nothing(text: str) -> None:
     assert Mark.read(text) == Mark()
+
+
+@given(mark=MARKS, alone=st.booleans())
+def test_work_that_ended_without_a_death_counts_for_nothing(mark: Mark, alone: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    taken_back = mark.begun(5, "another", alone=alone).taken_back()
+    assert taken_back.starts == mark.starts
+    assert taken_back.begun(5, "another", alone=alone).starts == mark.starts + 1
+    assert not taken_back.alone

@@ -79,6 +79,10 @@ class Mark:
         starts = self.starts + (self.by != by)
         return replace(self, starts=starts, until=max(self.until, until), alone=alone, by=by)
 
+    def taken_back(self) -> Mark:
+        """Return the mark of a process that has begun here, and has not died of it."""
+        return replace(self, starts=max(0, self.starts - 1), alone=False, by="")
+
     def passed(self, offset: int) -> Mark:
         """Return the mark for a position further on."""
         if self.careful and offset < self.until:

@@ -371,6 +371,8 @@ def _send_all(
     """
     too_large = []
     for place, message in messages.items():
+        # Without metadata of the topic each send waits for them, in vain.
+        deadline.check("the brokers do not take records in time")
         try:
             sent[place] = producer.send(
                 message.topic,
@@ -381,6 +383,9 @@ def _send_all(
             )
         except kafka_errors.MessageSizeTooLargeError:
             too_large.append(place)
+        else:
+            if sent[place].failed():
+                break
     if not deadline.wait(lambda seconds: flushed(producer, sent.values(), seconds)):
         raise AbandonedError("the brokers do not acknowledge records in time")
     return too_large

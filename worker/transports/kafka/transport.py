@@ -37,7 +37,7 @@ from worker.transports.kafka.records import record_of
 from worker.transports.kafka.undecodable import UNREADABLE, UndecodableError, readable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from kafka import KafkaConsumer
     from kafka.consumer.fetcher import ConsumerRecord
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS: Final = 0.2
 _PROBE_SECONDS: Final = 2.0
 _CALL_SECONDS: Final = 5.0
+_TAKE_BACK_SECONDS: Final = 0.5
 _LONGEST_BACKOFF: Final = 5.0
 _FIRST_CHUNK_RECORDS: Final = 64
 _SECONDS_BETWEEN_COMPLAINTS: Final = 10.0
@@ -108,6 +109,8 @@ class KafkaTransport:
     ) -> None:
         """Do nothing yet: the first chunk connects."""
         self.state = TransportState()
+        # Whether records were handed out, and are not committed.
+        self.in_hand = False
         self._settings = settings
         self._decode = decode
         self._encoder = encoder
@@ -147,8 +150,9 @@ class KafkaTransport:
         """
         while True:
             chunk = self._next()
+            self.in_hand = bool(chunk.items)
             yield chunk
-            if chunk.items and not self._settled:
+            if self.in_hand:
                 self.state.abandoned += 1
                 # If it was too much for its time, it would be again.
                 self._chunk_records = max(1, self._chunk_records // 2)
@@ -177,9 +181,12 @@ class KafkaTransport:
             self._publisher.publish(publication, chunk.positions, chunk.group, self._deadline)
         except AbandonedError as error:
             self._complain(str(error))
+            if not publication.acknowledged:
+                self._take_back(chunk.group, chunk.positions)
             raise
         self._last_completed = time.monotonic()
         self._settled = True
+        self.in_hand = False
         self.state.problem = None
         self.state.publish_seconds += publication.acknowledged - started
         self.state.commit_seconds += self._last_completed - publication.acknowledged
@@ -199,11 +206,6 @@ class KafkaTransport:
         self._publisher.close()
         self._drop_consumer(timeout)
         self.state.joined = False
-
-    @property
-    def in_hand(self) -> bool:
-        """Return whether records were handed out and are not committed."""
-        return not self._settled and self._consumer is not None
 
     @property
     def _live(self) -> KafkaConsumer:
@@ -362,6 +364,23 @@ class KafkaTransport:
             self._commit(group, begun)
         return records, deadly
 
+    def _take_back(
+        self, group: ConsumerGroupMetadata, partitions: Iterable[TopicPartition]
+    ) -> None:
+        """Note that work which began here has ended, if not well: who stops now has not died of it.
+
+        Only while no commit of the chunk is under way, which this one would take back as well.
+        """
+        begun = {
+            partition: self._marks[partition].taken_back().at(self._committed[partition])
+            for partition in partitions
+            if self._marks[partition].starts
+        }
+        if begun:
+            with suppress(AbandonedError):
+                # Also where the time to stop is over: closing has some of its own.
+                self._commit(group, begun, time.monotonic() + _TAKE_BACK_SECONDS)
+
     def _first_alone(
         self, records: Mapping[TopicPartition, Sequence[ConsumerRecord]], careful: TopicPartition
     ) -> Mapping[TopicPartition, Sequence[ConsumerRecord]]:
@@ -442,12 +461,16 @@ class KafkaTransport:
                 time.sleep(_POLL_SECONDS)
         except (kafka_errors.KafkaError, AbandonedError) as trouble:
             self._complain(_meaning(trouble))
+            self._hold_back()
         return KafkaChunk()
 
     def _commit(
-        self, group: ConsumerGroupMetadata, offsets: Mapping[TopicPartition, OffsetAndMetadata]
+        self,
+        group: ConsumerGroupMetadata,
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        ends: float | None = None,
     ) -> None:
-        """Commit offsets alone, as those of a chunk are.
+        """Commit offsets alone, as those of a chunk are, by some point of the monotonic clock.
 
         A plain commit that is late would be taken after a transaction that went further.
 
@@ -455,7 +478,7 @@ class KafkaTransport:
             AbandonedError: it was not done, or is not known to be.
 
         """
-        self._deadline.ends = min(self._stop_by, time.monotonic() + _CALL_SECONDS)
+        self._deadline.ends = ends or min(self._stop_by, time.monotonic() + _CALL_SECONDS)
         nothing = Publication([], self._dead_letter_of_refused)
         self._publisher.publish(nothing, offsets, group, self._deadline)
 
@@ -506,6 +529,9 @@ class KafkaTransport:
         if consumer is not None:
             with suppress(Exception):  # whatever state it is in
                 consumer.close(autocommit=False, timeout_ms=_ms(timeout))
+            # Where leaving the group fails, that ends before the connections do.
+            with suppress(Exception):
+                consumer._client.close()  # noqa: SLF001 - as above
 
 
 def _meaning(error: Exception) -> str:
