@@ -520,7 +520,7 @@ class Result:
         for window in windows:
             here = {s.kind: n for s, n in self.hits.items() if s.window == window}
             cells = "  ".join(f"{kind} {number}" for kind, number in sorted(here.items()))
-            lines.append(f"{window:<36}{cells}")
+            lines.append(f"{window:<38}{cells}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
