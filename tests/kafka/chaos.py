@@ -574,6 +574,7 @@ def run(plan: Plan, cluster: Cluster, folder: Path, classifier: Classifier) -> R
         seconds = time.monotonic() - started
         drained = drain(stage)
         codes = workers.stop_all()
+        stage.wait_until_closed()
         return Result(
             guarantee=plan.guarantee,
             seed=plan.seed,

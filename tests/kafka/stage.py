@@ -177,21 +177,29 @@ class Stage:
             committed = self.kafka.committed(self.group, self.input)
             return all(committed.get(partition, 0) >= end for partition, end in ends.items())
 
+        try:
+            wait_until(done, "the end of the input")
+            self.wait_until_closed()
+        except BaseException:
+            for worker in self.workers:
+                print(worker.log_path.name, worker.output, sep="\n")
+            raise
+
+    def wait_until_closed(self) -> None:
+        """Wait until no transaction is open that hides what comes after it.
+
+        The markers of a transaction come after its commit is acknowledged; that of a worker that
+        was killed ends with its time.
+        """
+
         def closed() -> bool:
-            # The markers of a transaction come after its commit is acknowledged.
             return all(
                 self.kafka.ends(topic, "read_committed")
                 == self.kafka.ends(topic, "read_uncommitted")
                 for topic in (self.output, self.dead)
             )
 
-        try:
-            wait_until(done, "the end of the input")
-            wait_until(closed, "the end of all transactions")
-        except BaseException:
-            for worker in self.workers:
-                print(worker.log_path.name, worker.output, sep="\n")
-            raise
+        wait_until(closed, "the end of all transactions")
 
     def labels(self, isolation: str = "read_committed") -> list[ConsumerRecord]:
         return self.kafka.read(self.output, isolation)
