@@ -28,7 +28,8 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from tests.kafka.broker import Cluster, missing
 from tests.kafka.health import LISTEN, metrics, wait_until_ready
-from tests.kafka.stage import Stage
+from tests.kafka.stage import QUICK, Stage
+from worker.settings import KafkaSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,16 +46,11 @@ FROM, TO = 0.2, 0.95
 PAUSE = 0.2
 LIGHT_RATE = 20
 LIGHT_SECONDS = 30
-# What a user has, not what makes tests quick.
+# What a user has, where tests have what makes them quick.
 DEFAULTS = {
-    f"KAFKA__{name}_SECONDS": seconds
-    for name, seconds in {
-        "SESSION_TIMEOUT": "15",
-        "TRANSACTION_TIMEOUT": "15",
-        "REQUEST_TIMEOUT": "10",
-        "DEADLINE": "30",
-        "MAX_POLL_INTERVAL": "300",
-    }.items()
+    name: str(getattr(KafkaSettings(), name.removeprefix("KAFKA__").lower()))
+    for name in QUICK
+    if name.startswith("KAFKA__")
 }
 
 

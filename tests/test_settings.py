@@ -310,6 +310,38 @@ def test_a_file_that_is_not_utf8_is_an_error_that_says_so(tmp_path: Path) -> Non
     assert str(error.value) == f"{config} is not UTF-8"
 
 
+# Settings that do not fit each other.
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "problem"),
+    [
+        ("run", {"stuck_seconds": 59}, "run.stuck_seconds must be at least twice kafka.deadline_s"),
+        (
+            "kafka",
+            {"max_poll_interval_seconds": 59},
+            "kafka.max_poll_interval_seconds must be at least twice kafka.deadline_seconds",
+        ),
+        ("kafka", {"output_topic": "chat"}, "kafka's input, output and dead-letter topics must al"),
+        ("kafka", {"tls": {"key": "key.pem"}}, "kafka.tls.certificate and kafka.tls.key need each"),
+        ("kafka", {"sasl": {"mechanism": "plain"}}, "kafka.sasl.mechanism needs kafka.sasl.userna"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_an_error_that_says_how_they_would(
+    group: str, values: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        load_settings(None, {group: values})
+    assert str(error.value).startswith(f"settings do not fit each other: {problem}")
+
+
+def test_times_that_just_fit_are_no_error() -> None:
+    settings = load_settings(
+        None, {"run": {"stuck_seconds": 60}, "kafka": {"max_poll_interval_seconds": 60}}
+    )
+    assert settings.kafka.deadline_seconds == 30
+
+
 # Variables that are none.
 
 

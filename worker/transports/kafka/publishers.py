@@ -183,8 +183,7 @@ class AtLeastOnce:
     def _send(self, publication: Publication, deadline: Deadline) -> None:
         if self._producer is None and not self.prepare(min(_COMMIT_SECONDS, deadline.remaining)):
             raise AbandonedError("an earlier send is undecided")
-        topic, done = self._settings.dead_letter_topic, frozenset(self._acknowledged)
-        for part in publication.parts(topic, done):
+        for part in publication.parts(self._settings.dead_letter_topic, self._acknowledged):
             too_large = _send_all(self._producer, part, self._sent, deadline)
             sent = self._sent
             self._take_stock()
