@@ -11,8 +11,8 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c 
 
 # Labels a chat, with what running needs and nothing more.
 demo: $(VENV)/.runtime
-	@echo "Labelling examples/chat.jsonl: 314 lines, of which 8 are broken on purpose."
-	@$(VENV)/bin/worker replay examples/chat.jsonl -o build/demo/labels.jsonl \
+	@echo "Labelling worker/demo/chat.jsonl: 314 lines, of which 8 are broken on purpose."
+	@$(VENV)/bin/worker replay worker/demo/chat.jsonl -o build/demo/labels.jsonl \
 		--include-text --overwrite --log-level warning || test $$? -eq 3
 	@echo
 	@$(VENV)/bin/worker view build/demo/labels.jsonl

@@ -6,7 +6,7 @@ Three questions, each answered within one run: how much faster two processes are
 same backlog; how soon a label can be read after its event was written, at a light load, with each
 guarantee; and what a message costs whose answer is in the cache, step by step. The broker has the
 same cores as the workers, and its share is in all figures. `--texts` has a message a line; left
-out, those of the example chat are taken. `make benchmark-stream` sets up what it needs.
+out, a chat in the shape of a real one is made up. `make benchmark-stream` sets up what it needs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from tests.kafka.broker import Cluster, missing
 from tests.kafka.health import LISTEN, metrics, wait_until_ready
 from tests.kafka.stage import QUICK, Stage
+from worker.demo.chat import ChatStream
 from worker.settings import KafkaSettings
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from tests.kafka.stage import WorkerProcess
 
-EXAMPLES = Path(__file__).parents[1] / "examples" / "chat.jsonl"
 GUARANTEES = ("at-least-once", "exactly-once")
 PARTITIONS = 4
 BACKLOG = 40_000
@@ -186,7 +186,7 @@ def steps(before: dict[str, float], after: dict[str, float]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure worker run on a broker of its own.")
-    parser.add_argument("--texts", type=Path, help="a message a line; default: the example chat")
+    parser.add_argument("--texts", type=Path, help="a message a line; default: made up")
     parser.add_argument("--runs", type=int, default=3, help="of each comparison (3)")
     options = parser.parse_args()
     if reason := missing():
@@ -202,15 +202,9 @@ def main() -> int:
 
 
 def texts_of(path: Path | None) -> list[str]:
-    if path is not None:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-    texts = []
-    for line in EXAMPLES.read_bytes().splitlines():
-        try:
-            texts.append(json.loads(line)["text"])
-        except (ValueError, KeyError, TypeError):
-            continue  # Some are broken on purpose.
-    return [text for text in texts if isinstance(text, str)]
+    if path is None:
+        return list(islice(ChatStream(seed=1).texts(), BACKLOG))
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 if __name__ == "__main__":

@@ -21,10 +21,13 @@ from hypothesis import strategies as st
 import worker
 from worker import cli
 from worker.cli import main
-from worker.view import printable
+from worker.terminal import printable
 
 SOURCE = Path(cli.__file__).parent
-COMMANDS = ["replay", "run", "check", "dead-letters", "view", "evaluate", "finetune", "prepare"]
+COMMANDS = [
+    *("replay", "run", "check", "health", "dead-letters", "create-topics", "demo", "view"),
+    *("evaluate", "finetune", "prepare"),
+]
 MODULE = [sys.executable, "-m", "worker"]
 CONSOLE_SCRIPT = [str(Path(sysconfig.get_path("scripts")) / "worker")]
 HEAVY = {"onnxruntime", "numpy", "tokenizers", "pydantic", "diskcache"}
@@ -142,6 +145,9 @@ def test_each_flag_of_replay_sets_its_setting(tmp_path: Path) -> None:
         (["replay", "a.csv", "--config", "absent"], 2, "cannot read absent: No such file"),
         (["replay", "a.csv", "--max-bytes", "x"], 2, "the setting input.max_bytes, on the command"),
         (["view", "absent.jsonl"], 1, "cannot read absent.jsonl: No such file or directory"),
+        (["view", "a", "--follow"], 2, "LABELS and --follow exclude each other; leave one of"),
+        (["health", "--listen", "off"], 2, "run.listen is off; set it to host:port"),
+        (["demo", "--rate", "1", "--config", "absent"], 2, "cannot read absent: No such file"),
         (["evaluate", "absent", "absent.tsv"], 1, "cannot read absent.tsv: No such file"),
     ],
 )
@@ -410,9 +416,9 @@ def test_nothing_that_runs_code_from_data_is_used(name: str) -> None:
 
 # Who may import whom: a module of a layer those of its own layer and of the layers above it here.
 LAYERS = [
-    {"worker.errors"},
+    {"worker.errors", "worker.defaults", "worker.terminal"},
     {"worker.cpu", "worker.signals", "worker.telemetry", "worker.decisions", "worker.quality"},
-    {"worker.labelled", "worker.view", "worker.artifact"},
+    {"worker.labelled", "worker.artifact"},
     {"worker.cache", "worker.tokens", "worker.engine"},
     {"worker.classifier"},
     {"worker", "worker.messages", "worker.settings"},
@@ -422,7 +428,8 @@ LAYERS = [
     {"worker.transports.kafka"},
     {"worker.pipeline", "worker.runtime", "worker.watchdog"},
     {"worker.link"},
-    {"worker.replay", "worker.stream", "worker.evaluate", "worker.check", "worker.dead_letters"},
+    {"worker.replay", "worker.stream", "worker.evaluate", "worker.view", "worker.demo"},
+    {"worker.check", "worker.dead_letters", "worker.create_topics"},
     {"worker.supervisor"},
     {"worker.build"},
     {"worker.cli"},

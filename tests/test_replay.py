@@ -22,7 +22,7 @@ from worker import Classifier, cli
 if TYPE_CHECKING:
     from worker.classifier import Classification
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "chat.jsonl"
+EXAMPLE = Path(__file__).parent.parent / "worker" / "demo" / "chat.jsonl"
 MESSAGES = ["gg wp", "lol", 'he said "no"', "a, b", "😂😂", "", "why would you do that", "lol"]
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from worker.classifier import Classification, Classifier
 
 __all__ = ["Classification", "Classifier"]
+
+# onnxruntime would tell its maker of machine, model and errors, and it looks once, when it is
+# imported.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def __getattr__(name: str) -> object:

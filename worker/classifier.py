@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Self
 import numpy as np
 import onnxruntime
 
+from worker import defaults
 from worker.artifact import BUILT_IN_MODEL, load_artifact
 from worker.cache import DiskCache, MemoryCache, text_key, tokens_key
 from worker.cpu import cpu_kind
@@ -31,11 +32,8 @@ from worker.tokens import TextTokenizer, cut_batches
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from worker.artifact import Artifact
+from worker.artifact import Artifact
 
-DEFAULT_TOKEN_BUDGET: Final = 512
-DEFAULT_MEMORY_ENTRIES: Final = 200_000
-DEFAULT_DISK_BYTES: Final = 256 * 2**20
 _KNOWN_GOOD_TEXT: Final = "good game, well played"
 
 
@@ -84,8 +82,8 @@ class Classifier:
 
     artifact: Artifact
     disk: DiskCache | None = None
-    memory_entries: int = DEFAULT_MEMORY_ENTRIES
-    token_budget: int = DEFAULT_TOKEN_BUDGET
+    memory_entries: int = defaults.MEMORY_ENTRIES
+    token_budget: int = defaults.TOKEN_BUDGET
     counts: Counts = field(default_factory=Counts, init=False)
 
     def __post_init__(self) -> None:
@@ -105,7 +103,7 @@ class Classifier:
         *,
         thresholds: dict[str, float] | None = None,
         cache_directory: str | Path | None = None,
-        memory_entries: int = DEFAULT_MEMORY_ENTRIES,
+        memory_entries: int = defaults.MEMORY_ENTRIES,
     ) -> Self:
         """Load a model folder, by default the built-in emotion model.
 
@@ -118,7 +116,7 @@ class Classifier:
 
         """
         artifact = load_artifact(Path(model) if model else BUILT_IN_MODEL, thresholds)
-        disk = DiskCache(Path(cache_directory), DEFAULT_DISK_BYTES) if cache_directory else None
+        disk = DiskCache(Path(cache_directory), defaults.DISK_BYTES) if cache_directory else None
         return cls(artifact, disk, memory_entries)
 
     def classify(self, texts: Sequence[str]) -> list[Classification]:

@@ -6,6 +6,7 @@ Imports stand where they are used: `worker --help` must not wait for an engine.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -141,10 +142,35 @@ def _skip(options: argparse.Namespace) -> int:
 
 
 def _view(options: argparse.Namespace) -> int:
-    from worker.view import view
+    from worker.view import follow, view
 
-    view(options.labels)
+    if not options.follow:
+        view(options.labels or "-")
+    elif options.labels:
+        raise ConfigurationError("LABELS and --follow exclude each other", "leave one of them out")
+    else:
+        follow(_settings(options).kafka)
     return 0
+
+
+def _create_topics(options: argparse.Namespace) -> int:
+    from worker.create_topics import create_topics
+
+    settings = _settings(options).kafka
+    create_topics(settings, options.partitions, options.replicas, options.wait)
+    return 0
+
+
+def _health(options: argparse.Namespace) -> int:
+    from worker.telemetry.health import health
+
+    return health(_settings(options).run.listen)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from worker.demo.produce import demo
+
+    return demo(_settings(options), options.rate, options.count, options.seed)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -271,7 +297,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_run(commands)
     _add_check(commands)
+    _add_health(commands)
     _add_dead_letters(commands)
+    _add_create_topics(commands)
+    _add_demo(commands)
     _add_view(commands)
     _add_evaluate(commands)
     _add_finetune(commands)
@@ -546,15 +575,76 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError("must be a number above 0")
+    return number
+
+
 def _add_view(commands: Any) -> None:
     parser = _command(commands, "view", "show texts and labels side by side", _view)
     parser.add_argument(
         "labels",
         nargs="?",
-        default="-",
         metavar="LABELS",
         help="what replay --include-text wrote; default: standard input",
     )
+    parser.add_argument(
+        "--follow", action="store_true", help="labels as they come to the output topic, instead"
+    )
+    _add_setting(parser, "--brokers", "kafka.brokers", "host:port, separated by commas")
+    _add_setting(parser, "--output-topic", "kafka.output_topic", "where labels are")
+    _add_config(parser)
+
+
+def _add_health(commands: Any) -> None:
+    parser = _command(
+        commands, "health", "ask the `worker run` of this host whether it is live", _health
+    )
+    _add_setting(parser, "--listen", "run.listen", "host:port where it answers")
+    _add_config(parser)
+
+
+def _add_create_topics(commands: Any) -> None:
+    parser = _command(
+        commands, "create-topics", "create the topics that are not there yet", _create_topics
+    )
+    parser.add_argument(
+        "--partitions", type=_positive, metavar="N", help="of each; default: the brokers'"
+    )
+    parser.add_argument(
+        "--replicas", type=_positive, metavar="N", help="of each partition; default: the brokers'"
+    )
+    parser.add_argument(
+        "--wait",
+        type=_positive,
+        default=60,
+        metavar="SECONDS",
+        help="for brokers that do not answer yet; default: 60",
+    )
+    _add_setting(parser, "--input-topics", "kafka.input_topics", "separated by commas")
+    _add_setting(parser, "--output-topic", "kafka.output_topic", "where labels go")
+    _add_letter_topic(parser)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(commands, "demo", "write example chat to the input topic, without end", _demo)
+    parser.add_argument(
+        "--rate", type=_above_zero, default=10, metavar="R", help="messages a second; default: 10"
+    )
+    parser.add_argument(
+        "--count", type=_positive, metavar="N", help="messages to write; default: no end"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="the same seed gives the same chat; default: the time"
+    )
+    _add_setting(parser, "--brokers", "kafka.brokers", "host:port, separated by commas")
+    _add_setting(parser, "--input-topics", "kafka.input_topics", "the first of them is used")
+    _add_config(parser)
 
 
 def _add_evaluate(commands: Any) -> None:

@@ -30,11 +30,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from worker.classifier import (
-    DEFAULT_DISK_BYTES,
-    DEFAULT_MEMORY_ENTRIES,
-    DEFAULT_TOKEN_BUDGET,
-)
+from worker import defaults
 from worker.errors import ConfigurationError
 from worker.telemetry.logs import log
 
@@ -105,18 +101,18 @@ class CacheSettings(_Group):
         Path | None, Field(description="shared by the processes of a host; owner-only")
     ] = None
     disk_bytes: Annotated[int, Field(ge=2**20, description="bound of the folder")] = (
-        DEFAULT_DISK_BYTES
+        defaults.DISK_BYTES
     )
     memory_entries: Annotated[
         int, Field(ge=0, description="bound of the table in the process, some 170 bytes each")
-    ] = DEFAULT_MEMORY_ENTRIES
+    ] = defaults.MEMORY_ENTRIES
 
 
 class EngineSettings(_Group):
     """How texts are put into batches."""
 
     token_budget: Annotated[int, Field(ge=1, le=2**16, description="tokens in a batch")] = (
-        DEFAULT_TOKEN_BUDGET
+        defaults.TOKEN_BUDGET
     )
 
 

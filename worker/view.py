@@ -1,23 +1,34 @@
-"""`worker view`: texts and labels side by side, for people."""
+"""`worker view`: texts and labels side by side, for people, of a file or as they come."""
 
 from __future__ import annotations
 
 import io
 import json
 import sys
-import unicodedata
+from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
-from worker.errors import WorkerError
+from kafka import TopicPartition
+
+from worker.errors import ConfigurationError, WorkerError
+from worker.signals import StopSignal
+from worker.telemetry.logs import log
+from worker.telemetry.stacks import private_errors
+from worker.terminal import printable
+from worker.transports.kafka.clients import new_consumer, told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from kafka import KafkaConsumer
+
+    from worker.settings import KafkaSettings
 
 _LABELS_WIDTH: Final = 22
-_TEXT_WIDTH: Final = 90
-_TURNS_TEXT_AROUND: Final = frozenset(
-    ["LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"]
-)
+# Of each partition, as `tail -f` begins.
+_SHOWN_FIRST: Final = 10
+_POLL_SECONDS: Final = 0.5
 
 
 def view(path: str) -> None:
@@ -27,15 +38,11 @@ def view(path: str) -> None:
         WorkerError: the file cannot be read, or is not what `worker replay --include-text` writes.
 
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that is not UTF-8 shows what it can.
-        sys.stdout.reconfigure(errors="replace")
+    _allow_any_text()
     for number, line in enumerate(_lines(path), 1):
         try:
             message = json.loads(line)
-            labels, text = message["labels"], message["text"]
-            given = printable(", ".join(labels)) or "-"
-            print(f"{given:<{_LABELS_WIDTH}} {printable(text)}")
+            print(_side_by_side(message, message["text"]))
         except (ValueError, TypeError, KeyError, RecursionError):
             raise WorkerError(
                 f"{path}, line {number} holds no labels with their text",
@@ -43,17 +50,54 @@ def view(path: str) -> None:
             ) from None
 
 
-def printable(text: str) -> str:
-    """Return a text fit for a terminal: one line, not too long, nothing that controls it."""
-    clean = "".join(" " if _controls(char) else char for char in text)
-    return clean if len(clean) <= _TEXT_WIDTH else f"{clean[: _TEXT_WIDTH - 1]}…"
+def follow(settings: KafkaSettings) -> None:
+    """Print the last labels of the output topic, then each as it comes, until asked to stop.
+
+    Raises:
+        ConfigurationError: the topic does not exist.
+        WorkerError: the brokers do not answer, or refuse.
+
+    """
+    _allow_any_text()
+    with private_errors(), told(), StopSignal() as stop:
+        consumer = new_consumer(settings, group_id=None, auto_offset_reset="earliest")
+        with closing(consumer):
+            _begin_near_the_end(consumer, settings.output_topic)
+            log.info("following", topic=settings.output_topic)
+            while stop.received is None:
+                for records in consumer.poll(timeout_ms=int(1000 * _POLL_SECONDS)).values():
+                    for record in records:
+                        print(_followed(record.value), flush=True)
 
 
-def _controls(char: str) -> bool:
-    return (
-        unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"}
-        or unicodedata.bidirectional(char) in _TURNS_TEXT_AROUND
-    )
+def _begin_near_the_end(consumer: KafkaConsumer, topic: str) -> None:
+    numbers = consumer.partitions_for_topic(topic)
+    if not numbers:
+        raise ConfigurationError(f"the topic {topic} does not exist", "set kafka.output_topic")
+    partitions = [TopicPartition(topic, number) for number in numbers]
+    consumer.assign(partitions)
+    begins, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+    for partition in partitions:
+        consumer.seek(partition, max(begins[partition], ends[partition] - _SHOWN_FIRST))
+
+
+def _followed(value: bytes) -> str:
+    try:
+        message = json.loads(value)
+        return _side_by_side(message, message.get("text", "(no text: see include_text)"))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return "(a record that is no label)"
+
+
+def _side_by_side(message: Mapping[str, Any], text: str) -> str:
+    given = printable(", ".join(message["labels"])) or "-"
+    return f"{given:<{_LABELS_WIDTH}} {printable(text)}"
+
+
+def _allow_any_text() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that is not UTF-8 shows what it can.
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _lines(path: str) -> Iterator[bytes]:

@@ -422,12 +422,10 @@ def test_a_right_to_transactions_is_needed_for_exactly_once_alone(
 
 
 def test_a_topic_that_is_missing_is_told_with_how_to_make_it(site: Site) -> None:
-    site.kafka.create_topic(site.input, partitions=3, max_message_bytes="1000")
+    site.kafka.create_topic(site.input, partitions=3)
     assert site.check() == 1
-    create = "fail does not exist; create it with: kafka-topics --create --topic"
-    assert site.topic(site.output) == [f"{create} {site.output} --partitions 3"]
-    (dead,) = site.topic(site.dead)
-    assert dead.startswith(f"{create} {site.dead} --partitions 3 --config max.message.bytes=1")
+    create = "fail does not exist; create it with: worker create-topics --partitions 3"
+    assert site.topic(site.output) == site.topic(site.dead) == [create]
     assert site.about("model", "ok")
 
 

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 GROUPS_TOPIC: Final = "__consumer_offsets"
 TRANSACTIONS_TOPIC: Final = "__transaction_state"
+MAX_MESSAGE_BYTES: Final = "max.message.bytes"
 _CONFIGS: Final = [
     "cleanup.policy",
-    "max.message.bytes",
+    MAX_MESSAGE_BYTES,
     "message.timestamp.type",
     "min.insync.replicas",
     "retention.ms",
@@ -186,7 +187,7 @@ def _own_topic(topic: Topic, inputs: Sequence[Topic], settings: Settings) -> Ite
 
 def _facts(topic: Topic) -> str:
     facts = [f"{len(topic.partitions)} partitions", f"replication {topic.replicas}"]
-    told = [key for key in ("min.insync.replicas", "max.message.bytes") if key in topic.configs]
+    told = [key for key in ("min.insync.replicas", MAX_MESSAGE_BYTES) if key in topic.configs]
     return ", ".join([*facts, *(f"{key} {topic.configs[key]}" for key in told)])
 
 
@@ -198,11 +199,7 @@ def _absence(topic: Topic, inputs: Sequence[Topic], settings: Settings) -> str:
     if topic.error is not kafka_errors.UnknownTopicOrPartitionError:
         return f"cannot be described ({topic.error.__name__}); try again"
     partitions = max([settings.run.processes, *(len(other.partitions) for other in inputs)])
-    command = f"kafka-topics --create --topic {topic.name} --partitions {partitions}"
-    event = _largest_event(inputs)
-    if topic.role is Role.DEAD_LETTERS and event:
-        command += f" --config max.message.bytes={dead_letter_bytes(event, settings.kafka)}"
-    return f"does not exist; create it with: {command}"
+    return f"does not exist; create it with: worker create-topics --partitions {partitions}"
 
 
 def _rights(topic: Topic) -> Iterator[Finding]:
@@ -261,7 +258,7 @@ def _durability(topic: Topic) -> Iterator[Finding]:
 
 
 def _room_for_labels(topic: Topic, inputs: Sequence[Topic]) -> Iterator[Finding]:
-    event, most = _largest_event(inputs), topic.number("max.message.bytes")
+    event, most = _largest_event(inputs), topic.number(MAX_MESSAGE_BYTES)
     if most is not None and most < event:
         problem = f"max.message.bytes {most}, and {event} for events: the label of a large one,"
         advice = "with its key, headers and kept fields, may become a dead letter"
@@ -281,7 +278,7 @@ def _room_for_dead_letters(
         return
     needed = dead_letter_bytes(event, kafka)
     limits = {
-        "max.message.bytes": topic.number("max.message.bytes"),
+        MAX_MESSAGE_BYTES: topic.number(MAX_MESSAGE_BYTES),
         "kafka.max_message_bytes": kafka.max_message_bytes,
     }
     for name, most in limits.items():
@@ -294,7 +291,7 @@ def _room_for_dead_letters(
 
 
 def _largest_event(inputs: Sequence[Topic]) -> int:
-    return max((topic.number("max.message.bytes") or 0 for topic in inputs), default=0)
+    return max((topic.number(MAX_MESSAGE_BYTES) or 0 for topic in inputs), default=0)
 
 
 def dead_letter_bytes(event: int, kafka: KafkaSettings) -> int:

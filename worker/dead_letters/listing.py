@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from worker.dead_letters.letters import letters_of_files
-from worker.dead_letters.talk import counted, escaped, told
+from worker.dead_letters.talk import counted, escaped
 from worker.dead_letters.topic import DeadLetterTopic, is_receipt, letter_of
 from worker.messages import Place
+from worker.transports.kafka.clients import told
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

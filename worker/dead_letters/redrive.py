@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from worker.dead_letters.receipts import Ledger, Receipt, stretches
 from worker.dead_letters.sending import Outgoing, Sender
-from worker.dead_letters.talk import confirmed, counted, escaped, told
+from worker.dead_letters.talk import confirmed, counted, escaped
 from worker.dead_letters.topic import DeadLetterTopic, is_receipt, letter_of
 from worker.errors import WorkerError
 from worker.messages import ErrorKind
+from worker.transports.kafka.clients import told
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

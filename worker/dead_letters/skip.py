@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from kafka import TopicPartition
 
-from worker.dead_letters.talk import confirmed, told
+from worker.dead_letters.talk import confirmed
 from worker.errors import ConfigurationError, WorkerError
 from worker.messages import ErrorKind, Offset
-from worker.transports.kafka.clients import new_admin, new_consumer, new_producer
+from worker.transports.kafka.clients import new_admin, new_consumer, new_producer, told
 from worker.transports.kafka.positions import Mark
 from worker.transports.kafka.publishers import discard
 from worker.transports.kafka.records import KIND, NULLS, OFFSET, PARTITION, REASON, TOPIC

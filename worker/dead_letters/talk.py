@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-from kafka import errors as kafka_errors
-
-from worker.errors import WorkerError
-from worker.transports.kafka.clients import sentence
-from worker.view import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from worker.terminal import printable
 
 
 def counted(number: int, noun: str) -> str:
@@ -43,17 +34,3 @@ def confirmed(question: str, *, yes: bool) -> bool:
         return True
     print("nothing was done")
     return False
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Turn the errors of the Kafka client into sentences.
-
-    Raises:
-        WorkerError: a call failed.
-
-    """
-    try:
-        yield
-    except kafka_errors.KafkaError as error:
-        raise WorkerError(sentence(error), "`worker check` says more") from None

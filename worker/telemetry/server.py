@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from prometheus_client import CollectorRegistry, MetricsHandler
 
 from worker.errors import ConfigurationError
+from worker.telemetry.health import OFF
 from worker.telemetry.logs import log
 from worker.telemetry.metrics import families
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     Statuses: TypeAlias = Callable[[], Sequence[Status]]
 
-_OFF: Final = "off"
 _CHECKS: Final[dict[str, Literal["live", "ready"]]] = {"/healthz": "live", "/readyz": "ready"}
 _REQUEST_SECONDS: Final = 10.0
 _CONNECTIONS: Final = 32
@@ -58,7 +58,7 @@ def serving(listen: str, statuses: Statuses) -> Iterator[str | None]:
         ConfigurationError: the address is taken, or cannot be used.
 
     """
-    if listen == _OFF:
+    if listen == OFF:
         yield None
         return
     with _listen(listen, statuses) as server:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
@@ -17,10 +18,10 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.net.compat import KafkaNetClient
 from kafka.structs import MemberState
 
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from kafka.structs import ConsumerGroupMetadata
@@ -62,6 +63,20 @@ def sentence(error: BaseException) -> str:
         if isinstance(error, kind):
             return meaning
     return f"the Kafka client failed ({type(error).__name__})"
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn the errors of the Kafka client into sentences.
+
+    Raises:
+        WorkerError: a call failed.
+
+    """
+    try:
+        yield
+    except kafka_errors.KafkaError as error:
+        raise WorkerError(sentence(error), "`worker check` says more") from None
 
 
 def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa: ANN401 - its options

@@ -1,0 +1,80 @@
+"""`worker create-topics`: makes the topics that the settings name, where they are not there yet."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+from kafka import errors as kafka_errors
+
+from worker.check.questions import Questions
+from worker.check.topics import MAX_MESSAGE_BYTES, dead_letter_bytes
+from worker.telemetry.logs import log
+from worker.transports.kafka.clients import new_admin, sentence, told
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kafka import KafkaAdminClient
+
+    from worker.settings import KafkaSettings
+
+_PAUSE_SECONDS: Final = 0.5
+# What the brokers take as: your own default.
+_DEFAULT: Final = -1
+
+
+def create_topics(
+    settings: KafkaSettings, partitions: int | None, replicas: int | None, wait_seconds: float
+) -> None:
+    """Create input, output and dead-letter topics, and print a line for each.
+
+    None leaves a number to the brokers. Dead letters get room for the largest event of the input
+    topics. Topics that exist stay as they are. Brokers that do not answer are waited for.
+
+    Raises:
+        WorkerError: the brokers do not answer in time, or refuse.
+
+    """
+    shape = {
+        "num_partitions": partitions or _DEFAULT,
+        "replication_factor": replicas or _DEFAULT,
+    }
+    with told(), closing(_connected(settings, time.monotonic() + wait_seconds)) as admin:
+        questions = Questions(admin, settings.request_timeout_seconds)
+        for topic in settings.input_topics:
+            _create(questions, topic, shape)
+        limits = questions.configs("TOPIC", settings.input_topics, [MAX_MESSAGE_BYTES])
+        event = max(int(configs.get(MAX_MESSAGE_BYTES, 0)) for configs in limits.values())
+        _create(questions, settings.output_topic, shape)
+        room = {MAX_MESSAGE_BYTES: str(dead_letter_bytes(event, settings))} if event else {}
+        _create(questions, settings.dead_letter_topic, shape | {"configs": room})
+
+
+def _connected(settings: KafkaSettings, until: float) -> KafkaAdminClient:
+    told_of = ""
+    while True:
+        try:
+            return new_admin(settings)
+        except kafka_errors.KafkaError as error:
+            if time.monotonic() > until:
+                raise
+            if told_of != (problem := sentence(error)):
+                log.warning("waiting", problem=problem)
+                told_of = problem
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _create(questions: Questions, topic: str, shape: Mapping[str, object]) -> None:
+    def create() -> bool:
+        try:
+            questions.admin.create_topics({topic: shape}, wait_for_metadata=True)
+        except kafka_errors.TopicAlreadyExistsError:
+            return False
+        return True
+
+    created = questions.ask(create)
+    (description,) = questions.admin.describe_topics([topic])
+    number = len(description["partitions"])
+    print(f"{topic}: {'created' if created else 'is there'}, {number} partitions")

@@ -1,0 +1,9 @@
+"""Defaults of the Python API and of the settings alike, in a module that is quick to import."""
+
+from __future__ import annotations
+
+from typing import Final
+
+TOKEN_BUDGET: Final = 512
+MEMORY_ENTRIES: Final = 200_000
+DISK_BYTES: Final = 256 * 2**20

@@ -1,0 +1,89 @@
+"""`worker demo`: writes the examples to the input topic, then an endless chat made from them."""
+
+from __future__ import annotations
+
+import random
+import time
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Final
+
+from kafka.errors import KafkaError
+
+from worker.demo.chat import ChatStream, example_messages
+from worker.errors import ConfigurationError
+from worker.signals import StopSignal
+from worker.telemetry.logs import log
+from worker.transports.kafka.clients import new_producer, sentence, told
+
+if TYPE_CHECKING:
+    from kafka import KafkaProducer
+
+    from worker.demo.chat import Message
+    from worker.settings import Settings
+
+_LINGER_MS: Final = 5
+_CLOSE_SECONDS: Final = 5.0
+_NAP_SECONDS: Final = 0.2
+
+
+def demo(settings: Settings, rate: float, number: int | None, seed: int | None) -> int:
+    """Write messages to the first input topic, `rate` a second on average, until asked to stop.
+
+    `number` of them, if given; the same `seed` gives the same chat. Returns the exit code: 1 where
+    a message was not written.
+
+    Raises:
+        ConfigurationError: the worker would not read what is written.
+        WorkerError: the brokers do not answer, or refuse.
+
+    """
+    if settings.kafka.format != "json" or settings.input.text_field != "text":
+        raise ConfigurationError(
+            "the demo writes JSON with the text in the field 'text', and the worker reads "
+            "something else",
+            "set kafka.format and input.text_field, or do without the demo",
+        )
+    seed = int(time.time()) if seed is None else seed
+    messages = islice(chain(example_messages(), ChatStream(seed).messages()), number)
+    topic = settings.kafka.input_topics[0]
+    pauses = random.Random(seed)  # noqa: S311 - no secret
+    with told(), StopSignal() as stop:
+        outlet = _Outlet(new_producer(settings.kafka, linger_ms=_LINGER_MS), topic)
+        log.info("writing", topic=topic, rate=rate, seed=seed)
+        due = time.monotonic()
+        for message in messages:
+            due += pauses.expovariate(rate)
+            while stop.received is None and (ahead := due - time.monotonic()) > 0:
+                time.sleep(min(ahead, _NAP_SECONDS))
+            if stop.received is not None:
+                break
+            outlet.write(message)
+        return outlet.close()
+
+
+class _Outlet:
+    """A producer that goes on where a message cannot be written, and counts it."""
+
+    def __init__(self, producer: KafkaProducer, topic: str) -> None:
+        self._producer = producer
+        self._topic = topic
+        self._written = 0
+        self._failed = 0
+
+    def write(self, message: Message) -> None:
+        try:
+            future = self._producer.send(self._topic, message.value, key=message.key)
+        except KafkaError as error:
+            self._fail(error)
+            return
+        self._written += 1
+        future.add_errback(self._fail)
+
+    def close(self) -> int:
+        self._producer.close(timeout=_CLOSE_SECONDS)
+        log.info("stopped", written=self._written, failed=self._failed)
+        return int(self._failed > 0)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failed += 1
+        log.warning("a message was not written", topic=self._topic, problem=sentence(error))

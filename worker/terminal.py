@@ -1,0 +1,24 @@
+"""Text that came from anywhere, made fit for a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Final
+
+_TEXT_WIDTH: Final = 90
+_TURNS_TEXT_AROUND: Final = frozenset(
+    ["LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"]
+)
+
+
+def printable(text: str) -> str:
+    """Return a text fit for a terminal: one line, not too long, nothing that controls it."""
+    clean = "".join(" " if _controls(char) else char for char in text)
+    return clean if len(clean) <= _TEXT_WIDTH else f"{clean[: _TEXT_WIDTH - 1]}…"
+
+
+def _controls(char: str) -> bool:
+    return (
+        unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"}
+        or unicodedata.bidirectional(char) in _TURNS_TEXT_AROUND
+    )
