@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 3
 CHAOS_SECONDS ?= 900
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test chaos benchmark-stream model clean
+.PHONY: demo test chaos compose-test benchmark-stream model clean
 
 # Labels a chat, with what running needs and nothing more.
 demo: $(VENV)/.runtime
@@ -21,7 +21,7 @@ demo: $(VENV)/.runtime
 	@echo "that is the expected end."
 
 # Lint, types and tests; installs all they need, torch included (5 GB).
-test: $(VENV)/.all build/kafka/.jars
+test: $(VENV)/.all build/kafka/.jars build/prometheus/.unpacked
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -31,6 +31,10 @@ test: $(VENV)/.all build/kafka/.jars
 chaos: $(VENV)/.all build/kafka/.jars
 	$(VENV)/bin/python -m tests.kafka.chaos --seconds $(CHAOS_SECONDS) \
 		$(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
+
+# docker compose up and all that it promises, on a Docker engine.
+compose-test: $(VENV)/.all
+	$(VENV)/bin/python -m tests.compose.live
 
 # Throughput, latency and costs of worker run; TEXTS=file has a message a line.
 benchmark-stream: $(VENV)/.all build/kafka/.jars
@@ -57,6 +61,17 @@ build/kafka/.jars: tests/kafka/pom.xml
 		touch $@; \
 	else \
 		echo "There is no Java or no Maven here: tests with a broker will be skipped."; \
+	fi
+
+# The Prometheus that queries and alerts are tested with, from Debian's package, not installed.
+build/prometheus/.unpacked:
+	@if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then \
+		rm -rf $(@D) && mkdir -p $(@D) && cd $(@D) && \
+		{ apt-get download -qq prometheus 2>/dev/null || \
+			{ apt-get update -qq && apt-get download -qq prometheus; }; } && \
+		dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb && touch $(@F); \
+	else \
+		echo "There is no apt-get here: tests with Prometheus will be skipped."; \
 	fi
 
 clean:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from worker import cli
+from worker.classifier import Classifier
 from worker.codec import Fields, json_decoder
 from worker.demo.chat import EXAMPLES, ChatStream, example_messages
 from worker.messages import DeadLetter, Offset, Record
@@ -19,6 +22,7 @@ from worker.tokens import TextTokenizer
 if TYPE_CHECKING:
     from worker.artifact import Artifact
 
+README = Path(__file__).parent.parent / "README.md"
 # As many lines as the chat that the shape is taken from.
 LINES = 37_343
 
@@ -34,6 +38,19 @@ def test_the_examples_come_in_their_order_under_their_user() -> None:
     assert messages[0].key == json.loads(messages[0].value)["user"].encode()
     # The broken ones, and one that is whole but for its text.
     assert sum(message.key is None for message in messages) == 8
+
+
+def test_the_readme_shows_what_really_comes_out() -> None:
+    shown = re.findall(
+        r"^ ([a-z]+(?:, [a-z]+)*) {4,}(\S.*)$", README.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    shown = [(labels, text) for labels, text in shown if "─" not in text]
+    assert shown
+    said = [json.loads(message.value)["text"] for message in example_messages() if message.key]
+    results = Classifier.load().classify([text for _, text in shown])
+    for (labels, text), result in zip(shown, results, strict=True):
+        assert text in said
+        assert labels == ", ".join(result.labels)
 
 
 def test_messages_are_as_long_as_in_real_chat(artifact: Artifact, texts: list[str]) -> None:

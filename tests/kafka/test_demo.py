@@ -152,7 +152,7 @@ def test_a_demo_tells_of_what_it_cannot_write(
 ) -> None:
     topic = next(topic_names)
     assert cli.main(["demo", "--rate", "9", "--count", "1", "--input-topics", topic]) == 1
-    assert "a message was not written" in capsys.readouterr().err
+    assert "messages are not written" in capsys.readouterr().err
     assert demo.workers == []
 
 

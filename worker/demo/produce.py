@@ -69,6 +69,7 @@ class _Outlet:
         self._topic = topic
         self._written = 0
         self._failed = 0
+        self._problem = ""
 
     def write(self, message: Message) -> None:
         try:
@@ -86,4 +87,6 @@ class _Outlet:
 
     def _fail(self, error: BaseException) -> None:
         self._failed += 1
-        log.warning("a message was not written", topic=self._topic, problem=sentence(error))
+        if self._problem != (problem := sentence(error)):
+            self._problem = problem
+            log.warning("messages are not written", topic=self._topic, problem=problem)
