@@ -32,7 +32,7 @@ from worker.tokens import TextTokenizer, cut_batches
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-from worker.artifact import Artifact
+    from worker.artifact import Artifact
 
 _KNOWN_GOOD_TEXT: Final = "good game, well played"
 

@@ -99,6 +99,11 @@ def test_containers_have_no_rights(service: str) -> None:
     assert re.search(r"^USER worker$", DOCKERFILE, re.MULTILINE)
 
 
+@pytest.mark.parametrize("service", OURS)
+def test_signals_arrive_also_during_a_start(service: str) -> None:
+    assert SERVICES[service]["init"] is True
+
+
 def test_ports_are_bound_to_loopback() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert ports

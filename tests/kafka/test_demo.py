@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +18,7 @@ from worker import cli
 from worker.demo.chat import example_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.kafka.broker import Kafka
     from tests.kafka.stage import Stage
@@ -62,6 +63,20 @@ def demo(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return stage
 
 
+@pytest.fixture
+def background(demo: Stage) -> Iterator[Callable[..., Background]]:
+    """Return what starts a command that ends with the test, at the latest."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str) -> Background:
+            started = Background(demo, *arguments)
+            stack.callback(started.process.wait)
+            stack.callback(started.process.kill)
+            return started
+
+        yield start
+
+
 def test_topics_are_created_once_with_room_for_dead_letters(
     kafka: Kafka,
     topic_names: Iterator[str],
@@ -95,10 +110,12 @@ def test_brokers_that_never_answer_are_not_waited_for_without_end(
     assert told.splitlines()[-1].startswith("worker: the brokers do not answer")
 
 
-def test_a_chat_is_written_labelled_and_shown(demo: Stage) -> None:
+def test_a_chat_is_written_labelled_and_shown(
+    demo: Stage, background: Callable[..., Background]
+) -> None:
     worker = demo.worker(INCLUDE_TEXT="true", **LISTEN)
     wait_until_ready(worker)
-    view = Background(demo, "view", "--follow")
+    view = background("view", "--follow")
     view.wait_until_it_begins()
     number = len(EXAMPLES) + 50
     arguments = ["demo", "--rate", "2000", "--count", str(number), "--seed", "7"]
@@ -112,13 +129,15 @@ def test_a_chat_is_written_labelled_and_shown(demo: Stage) -> None:
     assert view.stop() == 0
 
 
-def test_a_view_begins_with_the_last_labels_and_says_what_has_no_text(demo: Stage) -> None:
+def test_a_view_begins_with_the_last_labels_and_says_what_has_no_text(
+    demo: Stage, background: Callable[..., Background]
+) -> None:
     label = {"labels": ["joy"], "scores": {}}
     values = [*(label | {"text": f"gg {n}"} for n in range(30)), label, [], {"labels": 7}]
     demo.kafka.produce(
         demo.output, [(None, json.dumps(value).encode(), [], 0, None) for value in values]
     )
-    view = Background(demo, "view", "--follow")
+    view = background("view", "--follow")
     wait_until(lambda: len(view.lines) == 10, "the last of a partition")
     assert view.lines[-4:] == [
         "joy                    gg 29",
@@ -138,8 +157,10 @@ def test_a_view_of_a_topic_that_is_missing_says_so(
     assert demo.workers == []
 
 
-def test_a_demo_writes_until_it_is_asked_to_stop(demo: Stage) -> None:
-    endless = Background(demo, "demo", "--rate", "500")
+def test_a_demo_writes_until_it_is_asked_to_stop(
+    demo: Stage, background: Callable[..., Background]
+) -> None:
+    endless = background("demo", "--rate", "500")
     wait_until(lambda: len(demo.kafka.read(demo.input)) > len(EXAMPLES), "what is made up")
     assert endless.stop() == 0
     end = json.loads(endless.lines[-1])
