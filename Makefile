@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 3
 CHAOS_SECONDS ?= 900
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test chaos compose-test benchmark-stream model clean
+.PHONY: demo test chaos compose-test benchmark-engine benchmark-stream model clean
 
 # Labels a chat, with what running needs and nothing more.
 demo: $(VENV)/.runtime
@@ -35,6 +35,10 @@ chaos: $(VENV)/.all build/kafka/.jars
 # docker compose up and all that it promises, on a Docker engine.
 compose-test: $(VENV)/.all
 	$(VENV)/bin/python -m tests.compose.live
+
+# The engine beside its bare matrix products, and beside stock onnxruntime.
+benchmark-engine: $(VENV)/.all
+	$(VENV)/bin/python -m benchmarks.engine
 
 # Throughput, latency and costs of worker run; TEXTS=file has a message a line.
 benchmark-stream: $(VENV)/.all build/kafka/.jars

@@ -354,10 +354,15 @@ def test_scores_are_the_shortest_decimals_at_powers_of_two_and_beside_them() -> 
 
 @pytest.mark.parametrize(
     ("score", "written"),
-    [(0.0, "0.0"), (1.0, "1.0"), (0.1, "0.1"), (1 / 3, "0.33333334"), (1e-7, "1e-07")],
+    [(0.0, "0.0"), (1.0, "1.0"), (0.1, "0.1"), (1 / 3, "0.33333334"), (1e-7, "1e-7")],
 )
 def test_scores_as_they_look(score: float, written: str) -> None:
     assert score_as_written(float(np.float32(score))) == written
+
+
+def test_names_of_labels_are_written_whatever_is_in_them() -> None:
+    scores = {"50%": 0.5, "%s %(a)d": 0.25, 'a"\\\0': 0.125}
+    assert json.loads(encode(labelled(scores=scores)))["scores"] == scores
 
 
 # Dead letters.

@@ -63,12 +63,24 @@ class MeasuredQuality(_Strict):
     label_set_agreement: Share
 
 
+class Calibration(_Strict):
+    """The texts by which the scales of activations after normalizations were fixed."""
+
+    file: str
+    sha256: Sha256
+    texts: Annotated[int, Field(ge=1)]
+
+
 class Source(_Strict):
-    """Where the weights come from; `training` repeats what `worker finetune` recorded."""
+    """Where the weights come from; `training` repeats what `worker finetune` recorded.
+
+    Without `calibration` all activations are quantized by row.
+    """
 
     checkpoint: str
     weights_sha256: Sha256
     training: dict[str, object] | None
+    calibration: Calibration | None = None
 
 
 class Manifest(_Strict):

@@ -26,6 +26,7 @@ Label chat messages with an int8 DistilBERT on CPU.
 
   worker run                                    label the events of Kafka topics
   worker check                                  see whether that will work
+  worker demo, worker view --follow             write example chat to Kafka, see its labels
   worker dead-letters list                      what could not be labelled, and sending it back
   worker replay chat.jsonl -o labels.jsonl      label the messages of a file
   cat chat.txt | worker replay - --format text  or of a pipe, to standard output
@@ -221,6 +222,7 @@ def _prepare(options: argparse.Namespace) -> int:
             output=options.output,
             name=options.name,
             max_tokens=options.max_tokens,
+            calibrate_on=options.calibrate,
             evaluate_on=options.eval,
             form=_labelled_format(options),
             limits=Limits(options.max_f1_loss, options.min_agreement, options.max_logit_error),
@@ -723,6 +725,12 @@ def _add_prepare(commands: Any) -> None:
     parser.add_argument("--name", help="of the model in outputs; by default the folder's")
     parser.add_argument(
         "--max-tokens", type=int, help="longer texts are cut; by default all the model has"
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="F",
+        type=Path,
+        help="labelled texts (train) by which to fix scales of activations: faster",
     )
     parser.add_argument(
         "--eval", metavar="F", type=Path, help="labelled texts (dev) for the quality gate"

@@ -54,17 +54,9 @@ class Engine:
 
         """
         self.exact_products = int8_products_saturate() if exact_products is None else exact_products
-        options = _session_options()
-        if self.exact_products:
-            options.add_session_config_entry("session.x64quantprecision", "1")
         path = artifact.folder / GRAPH_FILE
         try:
-            self._session = ort.InferenceSession(
-                path,
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=_SLOW_FUSIONS,
-            )
+            self._session = open_session(path, exact_products=self.exact_products)
         except Exception:  # noqa: BLE001 - onnxruntime's errors share no base, and quote paths
             raise ArtifactError(f"onnxruntime {ort.__version__} cannot load {path}") from None
         self._check_shape(artifact)
@@ -96,6 +88,16 @@ class Engine:
                 "labels need",
                 "prepare the model anew",
             )
+
+
+def open_session(path: Path, *, exact_products: bool) -> ort.InferenceSession:
+    """Load a graph as the engine runs it: in one thread, without what would slow it down."""
+    options = _session_options()
+    if exact_products:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return ort.InferenceSession(
+        path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOW_FUSIONS
+    )
 
 
 def _session_options() -> ort.SessionOptions:

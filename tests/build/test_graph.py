@@ -16,11 +16,16 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from tests.build.conftest import VOCABULARY, prepared
 from worker.artifact import GRAPH_FILE, WEIGHTS_FILE, file_sha256
 from worker.build.checkpoint import Checkpoint, predict_logits
-from worker.build.graph import fold_biases, quantize_columns, write_graph
+from worker.build.graph import (
+    fold_biases,
+    largest_normalized,
+    quantize_columns,
+    write_graph,
+)
 from worker.engine import Engine, int8_products_saturate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from random import Random
 
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
 
     from tests.build.conftest import TinyCheckpoint
     from worker.artifact import Artifact
+
+    MakeFixed = Callable[..., Artifact]
 
 POSITIONS = 64
 # Closer to zero float32 is subnormal and divides with a loss; no weight of a model is as small.
@@ -87,6 +94,32 @@ def uncut(
 @pytest.fixture(scope="module")
 def uncut_engine(uncut: Artifact) -> Engine:
     return Engine(uncut)
+
+
+@pytest.fixture(scope="module")
+def largest(tiny_artifact: Artifact) -> list[float]:
+    """Return what leaves the normalizations for some batches."""
+    return largest_normalized(tiny_artifact.folder, [random_ids(50, n) for n in (2, 7, 33)])
+
+
+@pytest.fixture(scope="module")
+def make_fixed(
+    checkpoint: Checkpoint, tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> MakeFixed:
+    """Return what makes an artifact with fixed scales."""
+
+    def make(normalized: Sequence[float], *, cut: bool = True) -> Artifact:
+        folder = tmp_path_factory.mktemp("fixed")
+        heads = checkpoint.model.config.n_heads
+        write_graph(folder, weights_of(checkpoint), heads=heads, cut=cut, normalized=normalized)
+        return replace(tiny_artifact, folder=folder)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def fixed_engine(make_fixed: MakeFixed, largest: list[float]) -> Engine:
+    return Engine(make_fixed(largest))
 
 
 @pytest.mark.parametrize("tokens", [2, 7, 33, POSITIONS])
@@ -194,6 +227,60 @@ def test_carrying_all_tokens_through_the_last_layer_gives_the_same_bytes(
     engine: Engine, uncut_engine: Engine, ids: NDArray[np.int64]
 ) -> None:
     assert uncut_engine.run(ids).tobytes() == engine.run(ids).tobytes()
+
+
+@pytest.mark.parametrize("tokens", [2, 7, 33, POSITIONS])
+def test_fixed_scales_stay_as_near_to_fp32(
+    fixed_engine: Engine, checkpoint: Checkpoint, tokens: int
+) -> None:
+    ids = random_ids(50, tokens, seed=1)
+    fp32 = predict_logits(checkpoint.model, ids.tolist())
+    assert 0 < relative_error(fixed_engine.run(ids), fp32) < 0.1
+
+
+@given(ids=BATCHES)
+def test_fixed_scales_give_the_same_bytes_alone_and_in_any_batch(
+    fixed_engine: Engine, ids: NDArray[np.int64]
+) -> None:
+    for index, logits in enumerate(fixed_engine.run(ids)):
+        assert logits.tobytes() == fixed_engine.run(ids[[index]]).tobytes()
+
+
+def test_fixed_scales_give_the_same_bytes_without_the_cut(
+    fixed_engine: Engine, make_fixed: MakeFixed, largest: list[float]
+) -> None:
+    uncut = Engine(make_fixed(largest, cut=False))
+    ids = random_ids(50, 9, seed=2)
+    assert uncut.run(ids).tobytes() == fixed_engine.run(ids).tobytes()
+
+
+def test_fixed_scales_alter_the_graph_and_not_its_weights(
+    make_fixed: MakeFixed, largest: list[float], tiny_artifact: Artifact
+) -> None:
+    fixed, by_row = make_fixed(largest).folder, tiny_artifact.folder
+    assert file_sha256(fixed / WEIGHTS_FILE) == file_sha256(by_row / WEIGHTS_FILE)
+    assert file_sha256(fixed / GRAPH_FILE) != file_sha256(by_row / GRAPH_FILE)
+
+
+def test_what_is_beyond_a_fixed_scale_is_cut_off_there(
+    make_fixed: MakeFixed, largest: list[float], engine: Engine
+) -> None:
+    narrow = Engine(make_fixed([value / 4 for value in largest]))
+    ids = random_ids(50, 9, seed=3)
+    error = relative_error(narrow.run(ids), engine.run(ids))
+    assert 0.1 < error < 10
+
+
+def test_each_normalization_is_watched_and_the_folder_left_as_it_was(
+    largest: list[float], checkpoint: Checkpoint, tiny_artifact: Artifact
+) -> None:
+    assert len(largest) == 1 + 2 * checkpoint.model.config.n_layers
+    assert min(largest) > 0
+    more = largest_normalized(tiny_artifact.folder, [random_ids(50, 2), random_ids(200, 11, 4)])
+    less = largest_normalized(tiny_artifact.folder, [random_ids(50, 2)])
+    assert all(a >= b for a, b in zip(more, less, strict=True))
+    assert more != less
+    assert not list(tiny_artifact.folder.glob("watched*"))
 
 
 def test_cutting_the_last_layer_alters_the_graph_and_not_its_weights(

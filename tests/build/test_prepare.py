@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.build.conftest import LABELS, save_bert, tiny_tokenizer, write_jsonl
-from worker.artifact import BUILT_IN_MODEL, Manifest, file_sha256, load_artifact
+from worker.artifact import (
+    BUILT_IN_MODEL,
+    Calibration,
+    Manifest,
+    file_sha256,
+    load_artifact,
+)
 from worker.build.checkpoint import Checkpoint, encode
 from worker.build.prepare import Limits, PrepareOptions, prepare
 from worker.classifier import Classifier
@@ -122,6 +128,22 @@ def test_the_manifest_says_how_good_the_model_is(
     assert quality.int8.macro_f1 >= quality.fp32.macro_f1 - 0.05
     assert quality.decision_agreement >= 0.9
     assert quality.label_set_agreement >= 0.9
+
+
+def test_scales_can_be_fixed_by_labelled_texts(
+    ready: dict[Task, Prepared], labelled: dict[Task, LabelledFiles], tmp_path: Path
+) -> None:
+    options, manifest = ready[Task.SEVERAL]
+    train = labelled[Task.SEVERAL].train
+    fixed = prepare(replace(options, output=tmp_path / "fixed", calibrate_on=train))
+    assert manifest.source.calibration is None
+    assert fixed.source.calibration == Calibration(
+        file=train.name, sha256=file_sha256(train), texts=200
+    )
+    assert fixed.files["weights.bin"] == manifest.files["weights.bin"]
+    assert fixed.files["model.onnx"] != manifest.files["model.onnx"]
+    assert fixed.quality
+    assert load_artifact(tmp_path / "fixed").manifest == fixed
 
 
 @pytest.mark.parametrize("task", Task)
@@ -353,14 +375,18 @@ def test_the_command_prepares_and_prints_how_near_int8_is(
     options, manifest = ready[Task.SEVERAL]
     command = ["prepare", str(options.checkpoint), "-o", str(tmp_path / "model")]
     command += ["--eval", str(options.evaluate_on), "--max-tokens", "32"]
+    command += ["--calibrate", str(options.evaluate_on)]
 
     assert main([*command, "--max-f1-loss", "5", "--min-agreement", "0.9"]) == 0
 
     assert manifest.quality is not None
     wrote, quality = capsys.readouterr().out.splitlines()
     assert wrote == f"wrote {tmp_path / 'model'}"
-    assert quality.startswith(f"macro F1 {manifest.quality.int8.macro_f1:.4f} in int8, ")
-    assert load_artifact(tmp_path / "model").manifest.max_tokens == 32
+    written = load_artifact(tmp_path / "model").manifest
+    assert written.quality is not None
+    assert quality.startswith(f"macro F1 {written.quality.int8.macro_f1:.4f} in int8, ")
+    assert written.max_tokens == 32
+    assert written.source.calibration is not None
 
 
 def test_the_command_fails_where_the_gate_refuses(

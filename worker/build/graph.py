@@ -11,7 +11,7 @@ after attention.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx
@@ -19,9 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from worker.artifact import GRAPH_FILE, WEIGHTS_FILE
+from worker.engine import int8_products_saturate, open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -39,14 +40,23 @@ _INT8_MAX: Final = 127
 _ZERO_POINT: Final = 128
 
 
-def write_graph(folder: Path, weights: Weights, *, heads: int, cut: bool = True) -> None:
+def write_graph(
+    folder: Path,
+    weights: Weights,
+    *,
+    heads: int,
+    cut: bool = True,
+    normalized: Sequence[float] | None = None,
+) -> None:
     """Write `model.onnx` and its `weights.bin` for a checkpoint's weights.
 
     The graph takes `input_ids`, int64 [batch, tokens], and gives `logits`, float32
     [batch, labels]. `cut=False` carries all tokens through the last layer: same logits, slower.
+    `normalized` has the largest size of the numbers that leave each LayerNormalization, as
+    `largest_normalized` finds them; with it their scales are fixed, not by row, which is faster.
     """
     layers = sum(name.endswith("attention.q_lin.weight") for name in weights)
-    graph = _Graph(weights, heads)
+    graph = _Graph(weights, heads, normalized)
     shape = graph.add("Shape", "input_ids")
     batch = graph.add("Slice", shape, graph.integers("zero", 0), graph.integers("one", 1))
     tokens = graph.add("Slice", shape, "one", graph.integers("two", 2))
@@ -66,6 +76,30 @@ def write_graph(folder: Path, weights: Weights, *, heads: int, cut: bool = True)
         hidden = _first_tokens(graph, hidden, by_text)
     _head(graph, hidden)
     graph.save(folder)
+
+
+def largest_normalized(folder: Path, batches: Iterable[NDArray[np.int64]]) -> list[float]:
+    """Return the largest size of the numbers that leave each LayerNormalization of a graph.
+
+    `batches` are token ids, shape [batch, tokens]; the graph in the folder has no fixed scales.
+    """
+    model = onnx.load(folder / GRAPH_FILE, load_external_data=False)
+    names = [node.output[0] for node in model.graph.node if node.op_type == "LayerNormalization"]
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
+    )
+    # Beside the weights, where it finds them.
+    watched = folder / f"watched-{GRAPH_FILE}"
+    watched.write_bytes(serialize(model.graph))
+    try:
+        session = open_session(watched, exact_products=int8_products_saturate())
+    finally:
+        watched.unlink()
+    largest = np.zeros(len(names), dtype=np.float32)
+    for ids in batches:
+        values = session.run(names, {"input_ids": ids})
+        largest = np.maximum(largest, [np.abs(value).max() for value in values])
+    return [float(value) for value in largest]
 
 
 def serialize(graph: onnx.GraphProto) -> bytes:
@@ -108,10 +142,13 @@ def fold_biases(weights: Weights) -> dict[str, NDArray[np.float32]]:
 class _Graph:
     """Nodes and constants in the order they are added; every value has a name of its own."""
 
-    def __init__(self, weights: Weights, heads: int) -> None:
+    def __init__(self, weights: Weights, heads: int, normalized: Sequence[float] | None) -> None:
         self._weights = fold_biases(weights)
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, NDArray[Any]] = {}
+        self._normalized = None if normalized is None else iter(normalized)
+        # The fixed scale of a value, where it has one.
+        self.fixed: dict[str, str] = {}
         self.heads = heads
         self.dim = weights["distilbert.embeddings.LayerNorm.weight"].size
 
@@ -139,7 +176,11 @@ class _Graph:
 
     def normalize(self, value: str, name: str) -> str:
         scale, bias = self.vector(f"{name}.weight"), self.vector(f"{name}.bias")
-        return self.add("LayerNormalization", value, scale, bias, epsilon=_LAYER_NORM_EPSILON)
+        output = self.add("LayerNormalization", value, scale, bias, epsilon=_LAYER_NORM_EPSILON)
+        if self._normalized is not None:
+            largest = next(self._normalized)
+            self.fixed[output] = self.number(f"{name}.fixed", largest / _INT8_MAX)
+        return output
 
     def save(self, folder: Path) -> None:
         labels = self.weight("classifier.bias").size
@@ -156,6 +197,14 @@ class _Graph:
         (folder / GRAPH_FILE).write_bytes(serialize(graph))
 
 
+class _Quantized(NamedTuple):
+    """A value as u8; its numbers are to be multiplied by `scale` and, if any, by row scales."""
+
+    value: str
+    scale: str
+    row_scales: str | None
+
+
 class _Rows:
     """Activations of some number of rows: their quantization and their products."""
 
@@ -164,9 +213,12 @@ class _Rows:
         zero_point = numpy_helper.from_array(np.array([_ZERO_POINT], dtype=np.uint8))
         self._zero_points = graph.add("ConstantOfShape", count, value=zero_point)
 
-    def quantize(self, value: str, *, gelu: bool = False) -> tuple[str, str]:
-        """Quantize float [rows, columns] to u8; returns it and its scales [rows, 1]."""
+    def quantize(self, value: str, *, gelu: bool = False) -> _Quantized:
+        """Quantize float [rows, columns] to u8, by its fixed scale or by row."""
         graph = self._graph
+        if value in graph.fixed:
+            scale, zero = graph.fixed[value], self._zero_point()
+            return _Quantized(graph.add("QuantizeLinear", value, scale, zero), scale, None)
         axis = graph.integers("one", 1)
         largest = graph.add("ReduceMax", value if gelu else graph.add("Abs", value), axis)
         scales = graph.add("Mul", largest, graph.number("1/127", 1 / _INT8_MAX))
@@ -174,29 +226,31 @@ class _Rows:
             lowest = graph.number("gelu_scale", _GELU_LOWEST / _ZERO_POINT)
             scales = graph.add("Max", scales, lowest)
         flat = graph.add("Reshape", scales, graph.integers("all", -1))
-        return graph.add("QuantizeLinear", value, flat, self._zero_points, axis=0), scales
+        quantized = graph.add("QuantizeLinear", value, flat, self._zero_points, axis=0)
+        return _Quantized(quantized, graph.number("1", 1), scales)
 
-    def product(self, quantized: tuple[str, str], name: str) -> str:
-        """Multiply quantized rows with the weight of that name, without its bias."""
+    def product(self, quantized: _Quantized, name: str, *, bias: bool = False) -> str:
+        """Multiply quantized rows with the weight of that name, and add its bias if asked to."""
         graph = self._graph
-        value, scales = quantized
         columns, column_scales = quantize_columns(graph.weight(f"{name}.weight").T)
-        product = graph.add(
-            "MatMulIntegerToFloat",
-            value,
+        inputs = [
+            quantized.value,
             graph.constant(f"{name}.weight", columns),
-            graph.number("1", 1),
+            quantized.scale,
             graph.constant(f"{name}.scale", column_scales),
-            graph.constant("zero_point", np.array(_ZERO_POINT, dtype=np.uint8)),
-            domain="com.microsoft",
-        )
-        return graph.add("Mul", product, scales)
+            self._zero_point(),
+        ]
+        if bias and quantized.row_scales is None:
+            # Weights have no zero point.
+            inputs += ["", graph.vector(f"{name}.bias")]
+        product = graph.add("MatMulIntegerToFloat", *inputs, domain="com.microsoft")
+        if quantized.row_scales is None:
+            return product
+        product = graph.add("Mul", product, quantized.row_scales)
+        return graph.add("Add", product, graph.vector(f"{name}.bias")) if bias else product
 
-    def biased(self, quantized: tuple[str, str], name: str) -> str:
-        """Multiply quantized rows with the weight of that name, and add its bias."""
-        return self._graph.add(
-            "Add", self.product(quantized, name), self._graph.vector(f"{name}.bias")
-        )
+    def _zero_point(self) -> str:
+        return self._graph.constant("zero_point", np.array(_ZERO_POINT, dtype=np.uint8))
 
 
 def _embeddings(graph: _Graph, tokens: str) -> str:
@@ -216,7 +270,7 @@ def _embeddings(graph: _Graph, tokens: str) -> str:
 def _attention(graph: _Graph, layer: str, hidden: str, rows: _Rows, by_text: str) -> str:
     """Attend over the tokens of each text; [rows, dim] to [rows, dim]."""
     quantized = rows.quantize(hidden)
-    query = rows.biased(quantized, f"{layer}attention.q_lin")
+    query = rows.product(quantized, f"{layer}attention.q_lin", bias=True)
     key = rows.product(quantized, f"{layer}attention.k_lin")
     value = rows.product(quantized, f"{layer}attention.v_lin")
     texts = [graph.add("Reshape", part, by_text) for part in (query, key, value)]
@@ -232,9 +286,9 @@ def _first_tokens(graph: _Graph, value: str, by_text: str) -> str:
 
 def _feed_forward(graph: _Graph, layer: str, attended: str, residual: str, rows: _Rows) -> str:
     """Finish a layer after attention: output projection, then the two feed-forward products."""
-    projected = rows.biased(rows.quantize(attended), f"{layer}attention.out_lin")
+    projected = rows.product(rows.quantize(attended), f"{layer}attention.out_lin", bias=True)
     hidden = graph.normalize(graph.add("Add", projected, residual), f"{layer}sa_layer_norm")
-    inner = graph.add("Gelu", rows.biased(rows.quantize(hidden), f"{layer}ffn.lin1"))
+    inner = graph.add("Gelu", rows.product(rows.quantize(hidden), f"{layer}ffn.lin1", bias=True))
     outer = rows.product(rows.quantize(inner, gelu=True), f"{layer}ffn.lin2")
     return graph.normalize(graph.add("Add", outer, hidden), f"{layer}output_layer_norm")
 

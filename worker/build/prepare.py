@@ -17,6 +17,7 @@ from worker.artifact import (
     MANIFEST_FILE,
     TOKENIZER_FILE,
     Artifact,
+    Calibration,
     Manifest,
     MeasuredQuality,
     QualityFigures,
@@ -25,18 +26,21 @@ from worker.artifact import (
     load_artifact,
 )
 from worker.build.card import model_card
-from worker.build.checkpoint import Checkpoint
-from worker.build.graph import write_graph
+from worker.build.checkpoint import Checkpoint, encode
+from worker.build.graph import largest_normalized, write_graph
 from worker.classifier import Classifier
 from worker.decisions import Task
+from worker.defaults import TOKEN_BUDGET
 from worker.engine import Engine
 from worker.errors import ConfigurationError, QualityGateError
 from worker.evaluate import check_labels
 from worker.labelled import LabelledFormat, read_labelled
 from worker.quality import measure
-from worker.tokens import TextTokenizer
+from worker.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from numpy.typing import NDArray
 
 # Two special ones, and one of the text.
@@ -70,12 +74,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class PrepareOptions:
-    """What to prepare, and what to measure it on; `max_tokens` None is all the model has."""
+    """What to prepare, and what to measure it on; `max_tokens` None is all the model has.
+
+    With `calibrate_on`, labelled texts such as it was trained on, the scales of activations after
+    normalizations are fixed to what these texts need.
+    """
 
     checkpoint: Path
     output: Path
     name: str | None = None
     max_tokens: int | None = None
+    calibrate_on: Path | None = None
     evaluate_on: Path | None = None
     form: LabelledFormat = field(default_factory=LabelledFormat)
     limits: Limits = field(default_factory=Limits)
@@ -123,6 +132,14 @@ def _write_model(
     positions = "distilbert.embeddings.position_embeddings.weight"
     weights[positions] = weights[positions][:max_tokens]
     write_graph(folder, weights, heads=config.n_heads)
+    calibration = None
+    if options.calibrate_on:
+        texts = [example.text for example in read_labelled(options.calibrate_on, options.form)]
+        batches = _batches(encode(checkpoint.tokenizer, texts, max_tokens))
+        normalized = largest_normalized(folder, batches)
+        write_graph(folder, weights, heads=config.n_heads, normalized=normalized)
+        path = options.calibrate_on
+        calibration = Calibration(file=path.name, sha256=file_sha256(path), texts=len(texts))
     checkpoint.tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
     training = options.checkpoint / "training.json"
     content = {
@@ -137,6 +154,7 @@ def _write_model(
             checkpoint=options.checkpoint.name,
             weights_sha256=file_sha256(options.checkpoint / "model.safetensors"),
             training=json.loads(training.read_bytes()) if training.exists() else None,
+            calibration=calibration,
         ),
         "quality": None,
     }
@@ -151,6 +169,11 @@ def _write_model(
         ) from None
     _write_manifest(folder, manifest)
     return manifest
+
+
+def _batches(encodings: Sequence[list[int]]) -> Iterator[NDArray[np.int64]]:
+    for batch in cut_batches([len(ids) for ids in encodings], TOKEN_BUDGET):
+        yield np.array([encodings[index] for index in batch], dtype=np.int64)
 
 
 def _measure(
