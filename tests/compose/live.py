@@ -57,7 +57,7 @@ def main() -> int:
         observed(project)
         cannot_start(project)
     for guarantee in GUARANTEES:
-        # Texts are in no label, so that the verifier compares what a stranger's would be.
+        # The verifier compares with labels that have no text.
         settings = {"WORKER_INCLUDE_TEXT": "false", "WORKER_KAFKA__GUARANTEE": guarantee}
         with Project(settings | {"DEMO_RATE": str(RATE)}) as project:
             under_load(project, guarantee)
