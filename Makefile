@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 3
 CHAOS_SECONDS ?= 900
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test chaos compose-test benchmark-engine benchmark-stream model clean
+.PHONY: demo test chaos compose-test benchmark-engine benchmark-ladder benchmark-stream model clean
 
 # Labels a chat, with what running needs and nothing more.
 demo: $(VENV)/.runtime
@@ -39,6 +39,10 @@ compose-test: $(VENV)/.all
 # The engine beside its bare matrix products, and beside stock onnxruntime.
 benchmark-engine: $(VENV)/.all
 	$(VENV)/bin/python -m benchmarks.engine
+
+# From a padded BERT to this engine, rung by rung; renews docs/ladder.*.
+benchmark-ladder: $(VENV)/.all
+	$(VENV)/bin/python -m benchmarks.ladder --write docs $(if $(TEXTS),--texts $(TEXTS))
 
 # Throughput, latency and costs of worker run; TEXTS=file has a message a line.
 benchmark-stream: $(VENV)/.all build/kafka/.jars

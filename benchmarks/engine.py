@@ -85,12 +85,17 @@ class Size:
 SIZES = {"mini": Size(384, 12), "base": Size(768, 12)}
 
 
-def random_model(size: Size) -> DistilBertForSequenceClassification:
+def random_model(size: Size, vocabulary: int = 30_522) -> DistilBertForSequenceClassification:
     torch.manual_seed(1)
     # transformers takes these, too, but its signature does not say so.
     more: dict[str, Any] = {"num_labels": LABELS, "attn_implementation": "eager"}
     config = DistilBertConfig(
-        dim=size.dim, hidden_dim=size.inner, n_heads=size.heads, n_layers=size.layers, **more
+        vocab_size=vocabulary,
+        dim=size.dim,
+        hidden_dim=size.inner,
+        n_heads=size.heads,
+        n_layers=size.layers,
+        **more,
     )
     return DistilBertForSequenceClassification(config).eval()  # type: ignore[no-untyped-call,no-any-return]
 

@@ -51,9 +51,9 @@ class LabelEncoder:
         """
         event, result = labelled.event, labelled.classification
         scores = np.array(list(result.scores.values()), dtype=np.float32)
-        numbers = orjson.dumps(scores, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode()
+        numbers = orjson.dumps(scores, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode().split(",")
         template = _template(result.labels, tuple(result.scores), self.model, self.digest)
-        line = f'{{"id":{_dump(event.id)},' + template % tuple(numbers.split(","))
+        line = f'{{"id":{_dump(event.id)},' + template % tuple(numbers[: len(scores)])
         extra = dict(event.kept)
         if self.include_text:
             extra["text"] = _dump(event.text)

@@ -17,6 +17,7 @@ from worker.settings import KafkaSettings
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+DRAIN_SECONDS = 600.0
 PROJECT = "chat-label-worker-test"
 DOCKER = shutil.which("docker") or "docker"
 
@@ -118,7 +119,7 @@ class ComposeStage(Stage):
             committed = self.kafka.committed(self.group, self.input)
             return all(committed.get(p.partition, 0) >= end for p, end in ends.items() if end)
 
-        wait_until(done, "the end of the input")
+        wait_until(done, "the end of the input", DRAIN_SECONDS)
         self.wait_until_closed()
 
 

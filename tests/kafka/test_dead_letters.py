@@ -511,7 +511,7 @@ def test_interrupted_it_leaves_no_transaction_open(desk: Desk, proxy: Proxy) -> 
     values = many(desk)
     started: Future[subprocess.Popen[str]] = Future()
     interrupt = Call(lambda: started.result().send_signal(signal.SIGINT))
-    proxy.arm(Fault(api=Api.PRODUCE, moment=Moment.BEFORE_ANSWER, action=interrupt))
+    proxy.arm(Fault(api=Api.PRODUCE, moment=Moment.BEFORE_ANSWER, action=interrupt, skip=2))
     # Readers would wait for longer than this test does.
     with desk.start(WORKER_KAFKA__TRANSACTION_TIMEOUT_SECONDS="600") as process:
         started.set_result(process)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from worker.messages import DeadLetter, Labelled, Offset, Record
@@ -91,8 +92,7 @@ class MessageEncoder:
             return self._dead_letter(source, outcome)
         headers = [(k, v or b"") for k, v in source.headers] if self.pass_headers else []
         headers += _place(source)
-        headers.append((MODEL, self.labels.digest.encode()))
-        headers.append((GROUP, self.group.encode()))
+        headers += _same_for_all(self.labels.digest, self.group)
         key = source.key if self.pass_key else None
         value = self.labels.encode(outcome)
         return Message(self.output_topic, value, key, headers, source.timestamp)
@@ -149,6 +149,11 @@ def original_of(letter: ConsumerRecord) -> Original:
             for index, (name, value) in enumerate(headers[:first])
         ],
     )
+
+
+@lru_cache(maxsize=1)
+def _same_for_all(digest: str, group: str) -> Headers:
+    return [(MODEL, digest.encode()), (GROUP, group.encode())]
 
 
 def _place(source: ConsumerRecord) -> Headers:
