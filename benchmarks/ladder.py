@@ -169,8 +169,8 @@ def picture(times: dict[str, float], where: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 {end + 22}" '
         'font-family="system-ui, sans-serif" font-size="13" fill="#24292f">\n'
         f'<rect width="780" height="{end + 22}" fill="#ffffff"/>\n'
-        '<text x="10" y="20" font-weight="600">Time to label a chat message, one CPU thread, '
-        "DistilBERT (6 layers of 768) from the second bar on; logarithmic</text>\n"
+        '<text x="10" y="20" font-weight="600">Time to label a chat message on one CPU thread '
+        "(logarithmic)</text>\n"
         + "\n".join(rows)
         + f'\n<text x="10" y="{end + 14}" font-size="11" fill="#57606a">{where}</text>\n</svg>\n'
     )
