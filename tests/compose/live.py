@@ -77,7 +77,7 @@ def first_label(project: Project) -> None:
     project.up()
     wait_until(lambda: bool(shown(project)), "a label in view")
     told(f"up: the first label came after {time.monotonic() - begun:.1f} s, image there")
-    wait_until(lambda: "joy                    yesssss congrats 🎉🎉" in shown(project), "joy")
+    wait_until_shown(project, "joy                    yesssss congrats 🎉🎉$")
     wait_until(lambda: all(c.health == "healthy" for c in project.containers("worker")), "health")
     started = [container for name in OURS for container in project.containers(name)]
     assert [container.restarts for container in started] == [0] * len(started)
@@ -88,6 +88,10 @@ def first_label(project: Project) -> None:
 def shown(project: Project) -> list[str]:
     """Return the lines of the view of labels."""
     return [line for line in project.logs("labels") if not line.startswith("{")]
+
+
+def wait_until_shown(project: Project, pattern: str) -> None:
+    wait_until(lambda: any(re.match(pattern, line) for line in shown(project)), pattern)
 
 
 def rights(project: Project) -> None:
@@ -109,9 +113,8 @@ def from_the_host(project: Project) -> None:
     producer.send("chat", json.dumps({"text": "what a disgusting pizza"}).encode())
     producer.flush()
     producer.close()
-    for label, text in (("joy", "so proud of everyone"), ("disgust", "what a disgusting pizza")):
-        line = re.compile(f"{label}.* {text}")
-        wait_until(lambda line=line: any(map(line.match, shown(project))), text)  # type: ignore[misc]  # the loop's own
+    wait_until_shown(project, "joy.* so proud of everyone")
+    wait_until_shown(project, "disgust.* what a disgusting pizza")
     letters = project.compose("run", "--rm", "--no-deps", "worker", "dead-letters", "list")
     assert "not-json" in letters
     told("host: written by the console and from Python, labelled and shown; dead letters listed")
