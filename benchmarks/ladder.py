@@ -43,7 +43,7 @@ from worker.classifier import Classifier
 from worker.defaults import TOKEN_BUDGET
 from worker.demo.chat import ChatStream
 from worker.engine import Engine
-from worker.tokens import TextTokenizer, cut_batches
+from worker.tokens import TextTokenizer, id_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,10 +94,7 @@ def ladder(texts: Sequence[str], folder: Path) -> list[Rung]:
     engine, stock = Engine(artifact), stock_session(distilbert, folder)
     more: dict[str, int] = {"num_labels": LABELS}
     bert = BertForSequenceClassification(BertConfig(vocab_size=vocabulary, **more)).eval()  # type: ignore[arg-type,no-untyped-call]
-    batches = [
-        np.array([tokens[index] for index in batch], dtype=np.int64)
-        for batch in cut_batches([len(ids) for ids in tokens], TOKEN_BUDGET)
-    ]
+    batches = [token_ids for _, token_ids in id_batches(tokens, TOKEN_BUDGET)]
     return [
         Rung("BERT-base, padded to 128", SINGLE, partial(in_torch, bert, single, PADDED)),
         Rung("DistilBERT, padded to 128", SINGLE, partial(in_torch, distilbert, single, PADDED)),

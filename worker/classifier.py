@@ -27,7 +27,7 @@ from worker.cpu import cpu_kind
 from worker.decisions import decide, scores_of
 from worker.engine import Engine
 from worker.errors import EngineError
-from worker.tokens import TextTokenizer, cut_batches
+from worker.tokens import TextTokenizer, id_batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -197,8 +197,7 @@ class Classifier:
         started = time.perf_counter()
         keys, sequences = list(unique), list(unique.values())
         scores = {}
-        for batch in cut_batches([len(ids) for ids in sequences], self.token_budget):
-            token_ids = np.array([sequences[index] for index in batch], dtype=np.int64)
+        for batch, token_ids in id_batches(sequences, self.token_budget):
             for index, logits in zip(batch, self.engine.run(token_ids), strict=True):
                 scores[keys[index]] = scores_of(self.artifact.manifest.task, logits).tobytes()
             self.counts.tokens += token_ids.size

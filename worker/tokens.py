@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from worker.artifact import TOKENIZER_FILE
@@ -11,6 +12,8 @@ from worker.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from worker.artifact import Artifact
 
@@ -62,6 +65,14 @@ def _without_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def id_batches(
+    sequences: Sequence[list[int]], token_budget: int
+) -> Iterator[tuple[list[int], NDArray[np.int64]]]:
+    """Yield batches as `cut_batches` cuts them: indices, and token ids, shape [batch, tokens]."""
+    for batch in cut_batches([len(ids) for ids in sequences], token_budget):
+        yield batch, np.array([sequences[index] for index in batch], dtype=np.int64)
 
 
 def cut_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

@@ -36,11 +36,9 @@ from worker.errors import ConfigurationError, QualityGateError
 from worker.evaluate import check_labels
 from worker.labelled import LabelledFormat, read_labelled
 from worker.quality import measure
-from worker.tokens import TextTokenizer, cut_batches
+from worker.tokens import TextTokenizer, id_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from numpy.typing import NDArray
 
 # Two special ones, and one of the text.
@@ -135,8 +133,9 @@ def _write_model(
     calibration = None
     if options.calibrate_on:
         texts = [example.text for example in read_labelled(options.calibrate_on, options.form)]
-        batches = _batches(encode(checkpoint.tokenizer, texts, max_tokens))
-        normalized = largest_normalized(folder, batches)
+        encodings = encode(checkpoint.tokenizer, texts, max_tokens)
+        batches = id_batches(encodings, TOKEN_BUDGET)
+        normalized = largest_normalized(folder, (token_ids for _, token_ids in batches))
         write_graph(folder, weights, heads=config.n_heads, normalized=normalized)
         path = options.calibrate_on
         calibration = Calibration(file=path.name, sha256=file_sha256(path), texts=len(texts))
@@ -169,11 +168,6 @@ def _write_model(
         ) from None
     _write_manifest(folder, manifest)
     return manifest
-
-
-def _batches(encodings: Sequence[list[int]]) -> Iterator[NDArray[np.int64]]:
-    for batch in cut_batches([len(ids) for ids in encodings], TOKEN_BUDGET):
-        yield np.array([encodings[index] for index in batch], dtype=np.int64)
 
 
 def _measure(
