@@ -26,7 +26,6 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +38,8 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from benchmarks.machine import machine
-from worker.artifact import GRAPH_FILE
+from worker.artifact import GRAPH_FILE, Shape
+from worker.bench.machine import machine
 from worker.build.graph import largest_normalized, write_graph
 from worker.defaults import TOKEN_BUDGET
 from worker.engine import int8_products_saturate, open_session
@@ -57,35 +56,13 @@ WARM_UP = 3
 OPSET = 17
 
 
-@dataclass(frozen=True)
-class Size:
-    """A model's shape: layers of `dim`, a feed-forward of four times that."""
-
-    dim: int
-    heads: int
-    layers: int = 6
-
-    @property
-    def inner(self) -> int:
-        return 4 * self.dim
-
-    def products(self, batch: int, tokens: int) -> list[tuple[int, int, int]]:
-        """Return the shapes of a forward's int8 products: rows, depth, columns."""
-        shapes = []
-        for layer in range(self.layers):
-            rows = batch * tokens
-            shapes += [(rows, self.dim, self.dim)] * 3
-            # After attention the last layer goes on with one token a text.
-            rows = batch if layer == self.layers - 1 else rows
-            shapes += [(rows, self.dim, self.dim), (rows, self.dim, self.inner)]
-            shapes += [(rows, self.inner, self.dim)]
-        return shapes
+SIZES = {
+    "mini": Shape(layers=6, dim=384, inner=1536, heads=12),
+    "base": Shape(layers=6, dim=768, inner=3072, heads=12),
+}
 
 
-SIZES = {"mini": Size(384, 12), "base": Size(768, 12)}
-
-
-def random_model(size: Size, vocabulary: int = 30_522) -> DistilBertForSequenceClassification:
+def random_model(size: Shape, vocabulary: int = 30_522) -> DistilBertForSequenceClassification:
     torch.manual_seed(1)
     # transformers takes these, too, but its signature does not say so.
     more: dict[str, Any] = {"num_labels": LABELS, "attn_implementation": "eager"}

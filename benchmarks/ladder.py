@@ -35,8 +35,9 @@ from tokenizers import Tokenizer
 from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks.engine import LABELS, SIZES, random_model, stock_session
-from benchmarks.machine import machine
 from worker.artifact import BUILT_IN_MODEL, TOKENIZER_FILE, load_artifact
+from worker.bench.machine import machine
+from worker.bench.picture import Bar, bars
 from worker.build.checkpoint import quiet_transformers
 from worker.build.prepare import Limits, PrepareOptions, prepare
 from worker.classifier import Classifier
@@ -146,31 +147,13 @@ def measure(rungs: Sequence[Rung], rounds: int) -> dict[str, float]:
     return {name: 1000 * statistics.median(each) for name, each in seconds.items()}
 
 
-def picture(times: dict[str, float], where: str) -> str:
-    """Return bars on a logarithmic scale, as SVG."""
-    height, left, width = 30, 210, 470
-    top = max(np.log10(list(times.values())))
-    bottom = min(np.log10(list(times.values()))) - 0.5
-    rows = []
-    for number, (name, milliseconds) in enumerate(times.items()):
-        y = 34 + height * number
-        bar = width * (np.log10(milliseconds) - bottom) / (top - bottom)
-        colour = "#2f7d4f" if name.startswith(("this", "all")) else "#8a94a6"
-        rows.append(
-            f'<text x="{left - 10}" y="{y + 15}" text-anchor="end">{name}</text>'
-            f'<rect x="{left}" y="{y}" width="{bar:.0f}" height="21" rx="3" fill="{colour}"/>'
-            f'<text x="{left + bar + 8:.0f}" y="{y + 15}">{milliseconds:.3g} ms</text>'
-        )
-    end = 34 + height * len(times)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 {end + 22}" '
-        'font-family="system-ui, sans-serif" font-size="13" fill="#24292f">\n'
-        f'<rect width="780" height="{end + 22}" fill="#ffffff"/>\n'
-        '<text x="10" y="20" font-weight="600">Time to label a chat message on one CPU thread '
-        "(logarithmic)</text>\n"
-        + "\n".join(rows)
-        + f'\n<text x="10" y="{end + 14}" font-size="11" fill="#57606a">{where}</text>\n</svg>\n'
-    )
+def picture(times: dict[str, float]) -> str:
+    rows = [
+        Bar(name, each, f"{each:.3g} ms", stands_out=name.startswith(("this", "all")))
+        for name, each in times.items()
+    ]
+    title = "Time to label a chat message on one CPU thread (logarithmic)"
+    return bars(title, rows, machine())
 
 
 def main() -> int:
@@ -193,7 +176,7 @@ def main() -> int:
         content = {"machine": machine(), "milliseconds": times}
         text = json.dumps(content, indent=2) + "\n"
         (options.write / "ladder.json").write_text(text, encoding="utf-8")
-        svg = picture(times, machine())
+        svg = picture(times)
         (options.write / "ladder.svg").write_text(svg, encoding="utf-8")
     return 0
 

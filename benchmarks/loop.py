@@ -1,4 +1,4 @@
-"""What a record costs at least: a plain loop that consumes and produces, with the worker's clients.
+"""What a record costs at least: a plain loop that consumes and produces with kafka-python.
 
 Takes the worker's settings, reads the input topics, and writes each value and key as it is to the
 output topic: acknowledged, then committed, a poll at a time. `benchmarks.stream` compares with it.

@@ -394,17 +394,20 @@ def wait_for_size(path: Path, size: int, process: subprocess.Popen[bytes]) -> No
         pass
 
 
-def test_killed_again_and_again_it_ends_byte_identical(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_again_and_again_it_ends_byte_identical(tmp_path: Path, processes: int) -> None:
     many_messages(tmp_path / "in.jsonl", 12_000)
     undisturbed = start(tmp_path, "in.jsonl", "-o", "expected")
     assert undisturbed.communicate()[1]
     rng = random.Random()  # noqa: S311 - other moments each time
     total = (tmp_path / "expected").stat().st_size
     kills = 0
-    for target in sorted(rng.randrange(total) for _ in range(5)):
-        process = start(tmp_path, "in.jsonl", "-o", "out")
+    # The last chunk comes with the end, after which there is nothing to kill.
+    for target in sorted(rng.randrange(total * 3 // 4) for _ in range(5)):
+        process = start(tmp_path, "in.jsonl", "-o", "out", "--processes", processes)
         wait_for_size(tmp_path / "out", target, process)
         process.kill()
+        # Also its children have ended then: they have standard error open.
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
     assert kills >= 2
@@ -417,12 +420,13 @@ def test_killed_again_and_again_it_ends_byte_identical(tmp_path: Path) -> None:
         assert (tmp_path / f"out{name}").read_bytes() == expected
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_between_chunks_and_it_says_how_to_continue(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, processes: int
 ) -> None:
     many_messages(tmp_path / "in.jsonl", 20_000)
-    process = start(tmp_path, "in.jsonl", "-o", "out")
+    process = start(tmp_path, "in.jsonl", "-o", "out", "--processes", processes)
     wait_for_size(tmp_path / "out", 1, process)
     process.send_signal(number)
     _, err = process.communicate()
@@ -433,7 +437,71 @@ def test_a_signal_ends_it_between_chunks_and_it_says_how_to_continue(
     assert checkpoint["labels"]["bytes"] == (tmp_path / "out").stat().st_size
 
 
-def test_a_full_disk_is_a_clear_error_from_which_it_continues(tmp_path: Path) -> None:
+def children_of(process: subprocess.Popen[bytes]) -> list[int]:
+    return [
+        int(n) for n in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.csv"])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_write_the_bytes_of_one(
+    tmp_path: Path, name: str, processes: int
+) -> None:
+    many_messages(tmp_path / "in.jsonl", 7000)
+    lines = (tmp_path / "in.jsonl").read_bytes()
+    with gzip.open(tmp_path / "in.jsonl.gz", "wb") as file:
+        file.write(lines)
+    # A quoted line end now and then.
+    rows = (b'"%d\n%s"\n' % (n, b"gg" if n % 3 else b"wp") for n in range(7000))
+    (tmp_path / "in.csv").write_bytes(b"text\n" + b"".join(rows))
+    (tmp_path / "more.txt").write_bytes(b"gg\n" * 3000)
+    for number in (1, processes):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run = start(folder, f"../{name}", "../more.txt", "-o", "out", "--processes", number)
+        assert b"done: " in run.communicate()[1]
+        assert run.returncode == (0 if name == "in.csv" else 3)
+    for output in ("out", "out.dead.jsonl", "out.checkpoint"):
+        one, several = (tmp_path / str(n) / output for n in (1, processes))
+        assert one.exists() == several.exists()
+        assert not one.exists() or one.read_bytes() == several.read_bytes()
+
+
+def test_several_processes_write_to_standard_output_in_order(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_bytes(b"gg\n" * 10_000)
+    out, _ = start(tmp_path, "in.txt", "--processes", 2).communicate()
+    ids = [json.loads(line)["id"] for line in out.splitlines()]
+    assert ids == [f"in.txt:{number}" for number in range(1, 10_001)]
+
+
+def test_a_process_that_dies_ends_the_run_which_then_continues(tmp_path: Path) -> None:
+    many_messages(tmp_path / "in.jsonl", 20_000)
+    process = start(tmp_path, "in.jsonl", "-o", "out", "--processes", 2)
+    wait_for_size(tmp_path / "out", 1, process)
+    os.kill(children_of(process)[1], signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert b"process 1 has failed (exit code -9); see what it says above, then run the same" in err
+    assert b"Traceback" not in err
+    _, err = start(tmp_path, "in.jsonl", "-o", "out", "--processes", 2).communicate()
+    assert b"continuing after" in err
+    assert b"19,600 labelled, 400 dead letters" in err
+
+
+def test_a_pipe_is_read_by_one_process(tmp_path: Path) -> None:
+    arguments = ("-", "--format", "text", "-o", "out", "--processes", 2)
+    process = start(tmp_path, *arguments, stdin=subprocess.PIPE)
+    _, err = process.communicate(b"gg\nwp\n")
+    assert process.returncode == 0
+    assert b"a pipe or a device is read by one process" in err
+    assert len((tmp_path / "out").read_bytes().splitlines()) == 2
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_is_a_clear_error_from_which_it_continues(
+    tmp_path: Path, processes: int
+) -> None:
     many_messages(tmp_path / "in.jsonl", 5000)
     start(tmp_path, "in.jsonl", "-o", "expected").communicate()
     limit = (tmp_path / "expected").stat().st_size // 2
@@ -441,7 +509,8 @@ def test_a_full_disk_is_a_clear_error_from_which_it_continues(tmp_path: Path) ->
     def small_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    full = start(tmp_path, "in.jsonl", "-o", "out", preexec_fn=small_disk)
+    arguments = ("in.jsonl", "-o", "out", "--processes", processes)
+    full = start(tmp_path, *arguments, preexec_fn=small_disk)
     _, err = full.communicate()
     assert full.returncode == 1
     assert b"cannot write out: " in err

@@ -83,6 +83,27 @@ class Source(_Strict):
     calibration: Calibration | None = None
 
 
+class Shape(_Strict):
+    """The size of a model: so many layers of `dim`, with a feed-forward of `inner`."""
+
+    layers: Annotated[int, Field(ge=1)]
+    dim: Annotated[int, Field(ge=1)]
+    inner: Annotated[int, Field(ge=1)]
+    heads: Annotated[int, Field(ge=1)]
+
+    def products(self, batch: int, tokens: int) -> list[tuple[int, int, int]]:
+        """Return the int8 matrix products of a forward: rows, depth, columns of each."""
+        shapes = []
+        for layer in range(1, self.layers + 1):
+            rows = batch * tokens
+            shapes += [(rows, self.dim, self.dim)] * 3
+            # After attention the last layer goes on with one token a text.
+            rows = batch if layer == self.layers else rows
+            shapes += [(rows, self.dim, self.dim), (rows, self.dim, self.inner)]
+            shapes += [(rows, self.inner, self.dim)]
+        return shapes
+
+
 class Manifest(_Strict):
     """What an artifact is; `quality` is null where it was not measured."""
 
@@ -92,6 +113,7 @@ class Manifest(_Strict):
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
     thresholds: dict[str, Share]
     max_tokens: Annotated[int, Field(ge=3)]
+    shape: Shape
     files: dict[Literal["model.onnx", "weights.bin", "tokenizer.json"], Sha256]
     source: Source
     quality: MeasuredQuality | None

@@ -10,9 +10,11 @@ The public Python API:
 from __future__ import annotations
 
 import hashlib
+import struct
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from worker.artifact import Artifact
 
+_CLASSIFICATIONS_AT_HAND: Final = 4096
 _KNOWN_GOOD_TEXT: Final = "good game, well played"
 
 
@@ -91,6 +94,10 @@ class Classifier:
         self.engine = Engine(self.artifact)
         self._tokenizer = TextTokenizer(self.artifact)
         self._memory = MemoryCache(self.memory_entries)
+        # What most messages of a chat get again and again.
+        self._classification = lru_cache(_CLASSIFICATIONS_AT_HAND)(self._made)
+        # Whether the text was truncated, and the scores.
+        self._answer = struct.Struct(f"=?{len(self.artifact.manifest.labels)}f")
         # On another kind of CPU or onnxruntime a score may differ in its last place.
         parts = [self.artifact.scores_digest, onnxruntime.__version__, cpu_kind()]
         parts.append(str(self.engine.exact_products))
@@ -205,13 +212,13 @@ class Classifier:
         self.counts.infer_seconds += time.perf_counter() - started
         return scores
 
-    def _classification(self, answer: bytes) -> Classification:
+    def _made(self, answer: bytes) -> Classification:
         manifest = self.artifact.manifest
-        scores = np.frombuffer(answer, dtype=np.float32, offset=1).tolist()
+        truncated, *scores = self._answer.unpack(answer)
         return Classification(
             labels=decide(manifest.task, manifest.labels, scores, self.artifact.thresholds),
             scores=MappingProxyType(dict(zip(manifest.labels, scores, strict=True))),
-            truncated=bool(answer[0]),
+            truncated=truncated,
         )
 
 

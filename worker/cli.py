@@ -87,7 +87,7 @@ def _replay(options: argparse.Namespace) -> int:
     form = Format(options.format) if options.format else None
     output = None if options.output == Path("-") else options.output
     files = ReplayFiles(options.inputs, output, options.dead_letters, form, options.overwrite)
-    return replay(files, settings)
+    return replay(files, settings, options.arguments, options.child)
 
 
 def _stream(options: argparse.Namespace) -> int:
@@ -381,6 +381,7 @@ def _add_replay(commands: Any) -> None:
         help="copy the text to the output",
     )
     _add_setting(parser, "--max-bytes", "input.max_bytes", "a longer line becomes a dead letter")
+    _add_processes(parser, "processes that label")
     _add_running(parser)
 
 
@@ -420,10 +421,15 @@ def _add_streaming(parser: argparse.ArgumentParser) -> None:
     _add_setting(parser, "--group", "kafka.group", "the consumer group")
     _add_setting(parser, "--guarantee", "kafka.guarantee", "at-least-once or exactly-once")
     _add_setting(parser, "--start", "kafka.start", "of a new group: earliest or latest")
-    _add_setting(parser, "--processes", "run.processes", "consumer processes")
+    _add_processes(parser, "consumer processes")
     _add_setting(parser, "--listen", "run.listen", "host:port of metrics and health, or off")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     _add_running(parser)
+
+
+def _add_processes(parser: argparse.ArgumentParser, what: str) -> None:
+    _add_setting(parser, "--processes", "run.processes", what)
+    # One of them is told so by the process that starts it.
+    parser.add_argument("--child", help=argparse.SUPPRESS)
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:

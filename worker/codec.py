@@ -50,14 +50,14 @@ class LabelEncoder:
         Scores are the shortest decimals that read back as the same float32.
         """
         event, result = labelled.event, labelled.classification
-        scores = np.array(list(result.scores.values()), dtype=np.float32)
-        numbers = orjson.dumps(scores, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode().split(",")
-        template = _template(result.labels, tuple(result.scores), self.model, self.digest)
-        line = f'{{"id":{_dump(event.id)},' + template % tuple(numbers[: len(scores)])
-        extra = dict(event.kept)
+        names, scores = tuple(result.scores), tuple(result.scores.values())
+        shared = _result(result.labels, names, scores, self.model, self.digest)
+        line = f'{{"id":{_dump(event.id)},{shared}'
+        for name, value in event.kept.items():
+            line += f",{_dump(name)}:{value}"
         if self.include_text:
-            extra["text"] = _dump(event.text)
-        return _utf8(line + "".join(f",{_dump(k)}:{v}" for k, v in extra.items()) + "}")
+            line += f',"text":{_dump(event.text)}'
+        return _utf8(line + "}")
 
 
 def encode_dead_letter(letter: DeadLetter) -> bytes:
@@ -185,9 +185,23 @@ _json: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_fi
 _dump: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
+@lru_cache(maxsize=4096)
+def _result(
+    given: tuple[str, ...],
+    labels: tuple[str, ...],
+    scores: tuple[float, ...],
+    model: str,
+    digest: str,
+) -> str:
+    """Return what stands between the id and what was kept; most messages share it with others."""
+    array = np.array(scores, dtype=np.float32)
+    numbers = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode().split(",")
+    return _template(given, labels, model, digest) % tuple(numbers[: len(scores)])
+
+
 @lru_cache(maxsize=1024)
 def _template(given: tuple[str, ...], labels: tuple[str, ...], model: str, digest: str) -> str:
-    """Return what follows the id, with %s for each score."""
+    """Return the same with %s for each score."""
     scores = ",".join(f"{_dump(label)}:\0" for label in labels)
     line = (
         f'"labels":{_dump(given)},"scores":{{{scores}}},'

@@ -25,6 +25,9 @@ _SLOW_FUSIONS: Final = ["SkipLayerNormFusion", "BiasGeluFusion"]
 _ERRORS_ONLY: Final = 3
 PROBE_FILE: Final = Path(__file__).with_name("saturation.onnx")
 PROBE_SHAPE: Final = (64, 16)
+PEAK_FILE: Final = Path(__file__).with_name("peak.onnx")
+# Of weights that stay in a core's own cache.
+PEAK_SHAPE: Final = (768, 768)
 
 
 @lru_cache(maxsize=1)
@@ -98,6 +101,11 @@ def open_session(path: Path, *, exact_products: bool) -> ort.InferenceSession:
     return ort.InferenceSession(
         path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOW_FUSIONS
     )
+
+
+def peak_session() -> ort.InferenceSession:
+    """Return a model whose only work is one int8 product of u8 rows with weights of `PEAK_SHAPE`."""
+    return ort.InferenceSession(PEAK_FILE, _session_options(), ["CPUExecutionProvider"])
 
 
 def _session_options() -> ort.SessionOptions:

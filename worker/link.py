@@ -1,8 +1,8 @@
-"""The link between a process of `worker run --processes N` and the parent that started it.
+"""Starting this program again as a child, and the link to it: a pair of sockets.
 
-A pair of sockets. The child tells its status every second, a JSON line each. The parent tells
-nothing: when it shuts its end down, or is gone, however it went, the child reads the end of the
-stream and stops as if asked to.
+The link of `worker run --processes N` is here, that of `worker replay` in `shares`. The child tells
+its status every second, a JSON line each. The parent tells nothing: when it shuts its end down, or
+is gone, however it went, the child reads the end of the stream and stops as if asked to.
 """
 
 from __future__ import annotations
@@ -11,17 +11,39 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from worker.telemetry.metrics import Status
 
 _INTERVAL: Final = 1.0
+
+
+def start_child(
+    number: int, arguments: Sequence[str]
+) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """Start this program again with `--child`; returns our end of a pair of sockets, and the process.
+
+    `arguments` are those of the command; the child takes its end over from `--child NUMBER:END`.
+    """
+    ours, theirs = socket.socketpair()
+    # Found as Python has found it for us: -m alone would look into the current folder first.
+    program = sys.orig_argv[1 : len(sys.orig_argv) - len(arguments)]
+    with theirs:
+        process = subprocess.Popen(  # noqa: S603 - this very program
+            [sys.executable, *program, *arguments, "--child", f"{number}:{theirs.fileno()}"],
+            pass_fds=[theirs.fileno()],
+            # A terminal's Ctrl-C is for the parent alone.
+            start_new_session=True,
+        )
+    return ours, process
 
 
 class Link:

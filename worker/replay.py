@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,9 +15,10 @@ from worker.artifact import BUILT_IN_MODEL, load_artifact
 from worker.codec import LabelEncoder
 from worker.errors import ConfigurationError, WorkerError
 from worker.runtime import fields_of, open_classifier
+from worker.shares import Children, HandedOver
 from worker.signals import StopSignal
 from worker.telemetry.progress import Progress, tell
-from worker.transports.files import FileChunk, FileTransport, Source
+from worker.transports.files import FileChunk, FileTransport, Share, Source
 from worker.transports.formats import (
     STANDARD_INPUT,
     FilePosition,
@@ -27,6 +29,7 @@ from worker.transports.formats import (
 from worker.transports.outputs import (
     CheckpointedOutputs,
     Outputs,
+    ReplayPosition,
     RunIdentity,
     StreamedOutputs,
     checkpoint_of,
@@ -34,7 +37,7 @@ from worker.transports.outputs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from worker.artifact import Artifact
     from worker.classifier import Classifier
@@ -58,8 +61,15 @@ class ReplayFiles:
     overwrite: bool = False
 
 
-def replay(files: ReplayFiles, settings: Settings) -> int:
+def replay(
+    files: ReplayFiles,
+    settings: Settings,
+    arguments: Sequence[str] = (),
+    child: str | None = None,
+) -> int:
     """Label all messages of the inputs; returns the exit code.
+
+    `arguments` are those of this command, for processes of its own; `child` tells one which it is.
 
     Raises:
         ConfigurationError: files or settings that do not fit each other, or the run to continue.
@@ -69,6 +79,8 @@ def replay(files: ReplayFiles, settings: Settings) -> int:
     sources = _sources(files)
     fields = fields_of(settings.input)
     artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
+    if child:
+        return _label_share(HandedOver(child), sources, settings, artifact)
     _try_inputs(sources, fields, settings.input.max_bytes)
     outputs = _outputs(files, sources, settings, artifact)
     try:
@@ -77,31 +89,105 @@ def replay(files: ReplayFiles, settings: Settings) -> int:
             return DONE
         if outputs.totals.labelled or outputs.totals.dead_letters:
             tell(f"continuing after {_totals(outputs)}")
-        name, digest = artifact.manifest.name, artifact.digest
-        encoder = LabelEncoder(name, digest, include_text=settings.include_text)
-        transport = FileTransport(sources, fields, settings.input.max_bytes, outputs, encoder)
-        return _run(files, transport, outputs, open_classifier(settings, artifact))
+        processes = _processes(files, settings)
+        work = (
+            partial(_collect, processes, arguments, outputs)
+            if processes > 1
+            else partial(
+                _label,
+                _transport(sources, settings, artifact, outputs),
+                open_classifier(settings, artifact),
+            )
+        )
+        return _run(files, outputs, work)
     finally:
         outputs.close()
 
 
-def _run(
-    files: ReplayFiles, transport: FileTransport, outputs: Outputs, classifier: Classifier
+def _processes(files: ReplayFiles, settings: Settings) -> int:
+    """Return how many processes label; only one can read from a pipe."""
+    if settings.run.processes > 1 and not all(
+        path != STANDARD_INPUT and _is_plain(Path(path)) for path in files.inputs
+    ):
+        tell("a pipe or a device is read by one process")
+        return 1
+    return settings.run.processes
+
+
+def _transport(
+    sources: Sequence[Source], settings: Settings, artifact: Artifact, outputs: Outputs
+) -> FileTransport:
+    encoder = LabelEncoder(
+        artifact.manifest.name, artifact.digest, include_text=settings.include_text
+    )
+    fields, max_bytes = fields_of(settings.input), settings.input.max_bytes
+    return FileTransport(sources, fields, max_bytes, outputs, encoder)
+
+
+def _label_share(
+    outputs: HandedOver, sources: Sequence[Source], settings: Settings, artifact: Artifact
 ) -> int:
-    watch = _Watch(files.inputs, outputs, classifier)
+    """Label what is this child's share, and hand it to the parent."""
+    transport = _transport(sources, settings, artifact, outputs)
+    transport.share = Share(outputs.number, settings.run.processes)
+    classifier = open_classifier(settings, artifact)
+
+    def completed(chunk: FileChunk, outcomes: Sequence[Outcome]) -> None:  # noqa: ARG001 - the pipeline's form
+        outputs.hand_over(chunk.bytes_read, classifier.counts)
+
+    try:
+        pipeline.run(transport, classifier, completed=completed, stopping=lambda: False)
+    finally:
+        outputs.close()
+        classifier.close()
+    return DONE
+
+
+def _label(
+    transport: FileTransport, classifier: Classifier, watch: _Watch, stop: StopSignal
+) -> bool:
+    """Label all in this process; returns whether that came to its end."""
+
+    def completed(chunk: FileChunk, outcomes: Sequence[Outcome]) -> None:
+        hit_rate = classifier.counts.hit_rate
+        watch.completed(len(outcomes), chunk.position, chunk.bytes_read, hit_rate)
+
+    try:
+        return pipeline.run(
+            transport, classifier, completed=completed, stopping=lambda: stop.received is not None
+        )
+    finally:
+        classifier.close()
+
+
+def _collect(
+    processes: int,
+    arguments: Sequence[str],
+    outputs: Outputs,
+    watch: _Watch,
+    stop: StopSignal,
+) -> bool:
+    """Let children label, and write what they did; returns whether that came to its end."""
+    with Children(processes, arguments, outputs.position) as children:
+        for chunk in children.chunks():
+            if chunk is not None:
+                outputs.write(chunk.labels, chunk.letters, chunk.position)
+                number = len(chunk.labels) + len(chunk.letters)
+                watch.completed(number, chunk.position, chunk.bytes_read, children.hit_rate)
+            if stop.received is not None:
+                return False
+    return True
+
+
+def _run(files: ReplayFiles, outputs: Outputs, work: Callable[[_Watch, StopSignal], bool]) -> int:
+    watch = _Watch(files.inputs, outputs)
     with StopSignal() as stop:
         try:
-            ended = pipeline.run(
-                transport,
-                classifier,
-                completed=watch.completed,
-                stopping=lambda: stop.received is not None,
-            )
+            ended = work(watch, stop)
             if ended:
                 outputs.finish()
         finally:
             watch.close()
-            classifier.close()
     if not ended:
         tell(f"interrupted after {_totals(outputs)}; {_how_to_continue(outputs)}")
         return stop.exit_code
@@ -115,26 +201,30 @@ def _run(
 class _Watch:
     """Follows a replay and tells how it is coming along."""
 
-    def __init__(self, inputs: Sequence[str], outputs: Outputs, classifier: Classifier) -> None:
+    def __init__(self, inputs: Sequence[str], outputs: Outputs) -> None:
         self._sizes = [_size(path) for path in inputs]
-        self._classifier = classifier
+        self._hit_rate = 0.0
         done = self._before(outputs.position.input)
         known = STANDARD_INPUT not in inputs
         self._progress = Progress(sum(self._sizes) if known else None, done)
 
-    def completed(self, chunk: FileChunk, outcomes: Sequence[Outcome]) -> None:
-        index = chunk.position.input
-        done = self._before(index)
-        if index < len(self._sizes) and chunk.position.offset:
-            done += chunk.bytes_read
-        self._progress.update(len(outcomes), done, self._classifier.counts.hit_rate)
+    def completed(
+        self, messages: int, position: ReplayPosition, bytes_read: int, hit_rate: float
+    ) -> None:
+        done = self._before(position.input)
+        if position.input < len(self._sizes) and position.offset:
+            done += bytes_read
+        self._hit_rate = hit_rate
+        self._progress.update(messages, done, hit_rate)
 
     def close(self) -> None:
         self._progress.close()
 
     def summary(self) -> str:
-        hits = self._classifier.counts.hit_rate
-        return f"{hits:.1%} answered from memory or cache, {self._progress.rate:,.0f} messages/s"
+        return (
+            f"{self._hit_rate:.1%} answered from memory or cache, "
+            f"{self._progress.rate:,.0f} messages/s"
+        )
 
     def _before(self, index: int) -> int:
         return sum(self._sizes[:index])

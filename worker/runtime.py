@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import gc
+from typing import TYPE_CHECKING, Final
 
 from worker.cache import DiskCache
 from worker.classifier import Classifier
@@ -13,6 +14,8 @@ from worker.telemetry.logs import log
 if TYPE_CHECKING:
     from worker.artifact import Artifact
     from worker.settings import InputSettings, Settings
+
+_OBJECTS_BETWEEN_COLLECTIONS: Final = 100_000
 
 
 def fields_of(settings: InputSettings) -> Fields:
@@ -32,7 +35,7 @@ def fields_of(settings: InputSettings) -> Fields:
 
 
 def open_classifier(settings: Settings, artifact: Artifact) -> Classifier:
-    """Load engine and caches."""
+    """Load engine and caches, the last of what stays until the end."""
     folder = settings.cache_directory
     disk = DiskCache(folder, settings.cache.disk_bytes) if folder else None
     entries = settings.cache.memory_entries if settings.cache.enabled else 0
@@ -43,4 +46,16 @@ def open_classifier(settings: Settings, artifact: Artifact) -> Classifier:
         digest=artifact.digest,
         int8_products="u8 x u8, slower" if classifier.engine.exact_products else "u8 x s8",
     )
+    _collect_rarely()
     return classifier
+
+
+def _collect_rarely() -> None:
+    """Keep the garbage collector from looking through what is in use anyway.
+
+    A chunk is tens of thousands of objects, in use until it is complete; at the usual threshold the
+    collector goes through them again and again, in vain.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)

@@ -254,7 +254,9 @@ class KafkaSettings(_Group):
 class RunSettings(_Group):
     """How `worker run` starts, reports on itself and stops."""
 
-    processes: Annotated[int, Field(ge=1, le=1024, description="consumer processes")] = 1
+    processes: Annotated[
+        int, Field(ge=1, le=1024, description="processes that label, each with an engine")
+    ] = 1
     listen: Annotated[
         str,
         _form(r"off|.+:\d{1,5}", "host:port, or off"),

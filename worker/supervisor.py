@@ -10,13 +10,11 @@ import json
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Final
 
 from worker.errors import ConfigurationError, WorkerError
-from worker.link import Link
+from worker.link import Link, start_child
 from worker.signals import StopSignal
 from worker.stream import stream
 from worker.telemetry.logs import log
@@ -24,6 +22,7 @@ from worker.telemetry.metrics import Status
 from worker.telemetry.server import serving
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Sequence
 
     from worker.settings import Settings
@@ -200,18 +199,7 @@ class _Child:
         self._drop()
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        # Found as Python has found it for us: -m alone would look into the current folder first.
-        program = sys.orig_argv[1 : len(sys.orig_argv) - len(self._arguments)]
-        child = f"{self._number}:{theirs.fileno()}"
-        self._process = subprocess.Popen(  # noqa: S603 - this very program
-            [sys.executable, *program, *self._arguments, "--child", child],
-            pass_fds=[theirs.fileno()],
-            # A terminal's Ctrl-C is for the parent, which passes it on once.
-            start_new_session=True,
-        )
-        theirs.close()
-        self.link = ours
+        self.link, self._process = start_child(self._number, self._arguments)
         self._started = self._heard = time.monotonic()
 
     def _drop(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pytest
@@ -48,7 +47,7 @@ class MisdirectedEncoder(MessageEncoder):
 
     def encode(self, source: ConsumerRecord, outcome: Labelled | DeadLetter) -> Message:
         message = super().encode(source, outcome)
-        return replace(message, topic=self.missing) if self.missing else message
+        return message._replace(topic=self.missing) if self.missing else message
 
 
 class DrainingTransport(KafkaTransport):

@@ -87,7 +87,7 @@ def test_what_comes_late_is_found_unless_it_has_another_key_or_none(truth: Truth
     labels = written(truth, 0, 2, 4, 3, 1)
     letters = written(truth, 5)
     assert compare(truth, labels, letters) == Report(7, out_of_order=[place(3), place(1)])
-    others = {p: replace(m, key=b"b" if p.offset % 2 else None) for p, m in truth.items() if m}
+    others = {p: m._replace(key=b"b" if p.offset % 2 else None) for p, m in truth.items() if m}
     labels = written(others, 0, 1, 4, 3, 2)
     assert compare({**truth, **others}, labels, written(others, 5)) == Report(7)
 

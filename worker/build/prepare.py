@@ -21,6 +21,7 @@ from worker.artifact import (
     Manifest,
     MeasuredQuality,
     QualityFigures,
+    Shape,
     Source,
     file_sha256,
     load_artifact,
@@ -148,6 +149,9 @@ def _write_model(
         "labels": checkpoint.labels,
         "thresholds": dict(zip(checkpoint.labels, checkpoint.thresholds, strict=True)),
         "max_tokens": max_tokens,
+        "shape": Shape(
+            layers=config.n_layers, dim=config.dim, inner=config.hidden_dim, heads=config.n_heads
+        ),
         "files": {name: file_sha256(folder / name) for name in FILES},
         "source": Source(
             checkpoint=options.checkpoint.name,

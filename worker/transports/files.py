@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from worker.codec import Fields, LabelEncoder, encode_dead_letter
 from worker.messages import DeadLetter, ErrorKind, Item, Labelled, Place, Record
@@ -29,6 +29,13 @@ class Source:
     path: str
     name: str
     form: Format
+
+
+class Share(NamedTuple):
+    """Which chunks a process labels: every `of`-th, from `number` on, counted from 0."""
+
+    number: int = 0
+    of: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,7 @@ class FileTransport:
         self._max_bytes = max_bytes
         self._outputs = outputs
         self._encoder = encoder
+        self.share = Share()
 
     def chunks(self) -> Iterator[FileChunk]:
         """Hand out chunks until the inputs end.
@@ -68,15 +76,21 @@ class FileTransport:
             WorkerError: an input cannot be read.
 
         """
-        while (position := self._outputs.position).input < len(self._sources):
+        position = self._outputs.position
+        number = 0
+        while position.input < len(self._sources):
             file = self._open(position)
             try:
-                for chunk in self._chunks_of(file, position):
-                    yield chunk
-                    while self._outputs.position != chunk.position:
+                for lines, end in self._cut(file, position):
+                    if number % self.share.of == self.share.number:
+                        chunk = self._chunk(file, position.input, lines, end)
                         yield chunk
+                        while self._outputs.position != end:
+                            yield chunk
+                    number += 1
             finally:
                 file.close()
+            position = end
 
     def complete(self, chunk: FileChunk, outcomes: Sequence[Outcome]) -> None:
         """Append the outcomes, sync them, and note the position.
@@ -94,27 +108,38 @@ class FileTransport:
         start = position.in_file
         return InputFile(source.path, source.form, self._fields, self._max_bytes, start)
 
-    def _chunks_of(self, file: InputFile, position: ReplayPosition) -> Iterator[FileChunk]:
-        """Cut one input into chunks; the last one, maybe empty, moves to the next input."""
-        index, name = position.input, self._sources[position.input].name
+    def _cut(
+        self, file: InputFile, begin: ReplayPosition
+    ) -> Iterator[tuple[Sequence[Line], ReplayPosition]]:
+        """Cut one input into lines and the position after them; the last, maybe none, end it."""
         rows = file.rows()
-        items: list[Item] = []
+        lines: list[Line] = []
         size = 0
+        position = begin
         while True:
-            ready = file.ready(0 if items else IDLE_SECONDS)
-            if items and (len(items) >= CHUNK_RECORDS or size >= CHUNK_BYTES or not ready):
-                yield FileChunk(items, position, file.bytes_read())
-                items, size = [], 0
+            ready = file.ready(0 if lines else IDLE_SECONDS)
+            if lines and (len(lines) >= CHUNK_RECORDS or size >= CHUNK_BYTES or not ready):
+                offset, line_number, part = lines[-1].end
+                position = ReplayPosition(
+                    input=begin.input, offset=offset, line=line_number, part=part
+                )
+                yield lines, position
+                lines, size = [], 0
             elif not ready:
-                yield FileChunk([], position, file.bytes_read())
+                yield [], position
             elif (line := next(rows, None)) is None:
                 break
             else:
-                items.append(self._item(file, name, line))
+                lines.append(line)
                 size += len(line.data)
-                offset, number, part = line.end
-                position = ReplayPosition(input=index, offset=offset, line=number, part=part)
-        yield FileChunk(items, ReplayPosition(input=index + 1), file.bytes_read())
+        yield lines, ReplayPosition(input=begin.input + 1)
+
+    def _chunk(
+        self, file: InputFile, index: int, lines: Sequence[Line], position: ReplayPosition
+    ) -> FileChunk:
+        name = self._sources[index].name
+        items = [self._item(file, name, line) for line in lines]
+        return FileChunk(items, position, file.bytes_read())
 
     def _item(self, file: InputFile, name: str, line: Line) -> Item:
         record = Record(line.data, Place(name, line.number, line.part))

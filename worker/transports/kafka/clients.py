@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import ssl
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
@@ -17,7 +16,6 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.net.compat import KafkaNetClient
-from kafka.partitioner.default import DefaultPartitioner, murmur2
 from kafka.structs import MemberState
 
 from worker.errors import ConfigurationError, WorkerError
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 
     from worker.settings import KafkaSettings
 
-_KEYS_REMEMBERED: Final = 65_536
 # Its log quotes records and is told in sentences of ours anyway.
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
@@ -159,28 +156,11 @@ def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa
                 "max_request_size": settings.max_message_bytes,
                 "max_block_ms": _ms(settings.request_timeout_seconds),
                 "retry_backoff_ms": 20,
-                "partitioner": _Partitioner(),
                 "metrics_enabled": False,
             }
             | more
         ),
     )
-
-
-class _Partitioner(DefaultPartitioner):  # type: ignore[misc]  # kafka-python has no types
-    """Kafka's partitions for keys, remembered: the client's hash is plain Python, a byte at a time."""
-
-    def __init__(self) -> None:
-        self._hash = lru_cache(maxsize=_KEYS_REMEMBERED)(murmur2)
-
-    def partition(self, topic: str, *rest: Any) -> int:  # noqa: ANN401 - as the client has it
-        """Return the partition of a record."""
-        _, serialized_key, _, _, cluster = rest
-        if serialized_key is None:
-            return int(super().partition(topic, *rest))
-        return int(
-            (self._hash(serialized_key) & 0x7FFFFFFF) % len(cluster.partitions_for_topic(topic))
-        )
 
 
 def new_admin(settings: KafkaSettings) -> KafkaAdminClient:

@@ -1,7 +1,7 @@
 """Publishing a chunk: at least once, or exactly once in a transaction with its positions.
 
-Both keep what kafka-python 3.0.12 was seen to need. A send counts only when its own future has
-succeeded. A producer that has failed once is thrown away, since its state is unknown; closing it
+Both keep what kafka-python 3.0.12 was seen to need. A send counts only when its own record was
+acknowledged. A producer that has failed once is thrown away, since its state is unknown; closing it
 must be forced, or its thread would go on sending. Calls of a transaction have no bound of their
 own, so we wait on their results ourselves.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from kafka import errors as kafka_errors
 
 from worker.telemetry.logs import log
+from worker.transports.kafka.batches import failures, send
 from worker.transports.kafka.clients import new_producer, sentence
 from worker.transports.kafka.publication import AbandonedError, RefusedError
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
     from worker.settings import KafkaSettings
+    from worker.transports.kafka.batches import SentBatch
     from worker.transports.kafka.publication import Place, Publication
     from worker.transports.kafka.records import Message
 
@@ -121,7 +123,7 @@ class AtLeastOnce:
         self._settings = settings
         self._consumer = consumer
         self._producer: KafkaProducer | None = None
-        self._sent: dict[Place, Any] = {}
+        self._sent: list[SentBatch] = []
         self._acknowledged: set[Place] = set()
 
     def prepare(self, timeout: float) -> bool:
@@ -133,10 +135,9 @@ class AtLeastOnce:
                 delivery_timeout_ms=2**31 - 1,
                 bootstrap_timeout_ms=int(timeout * 1000),
             )
-        undecided = [future for future in self._sent.values() if not future.is_done]
+        undecided = [batch for batch in self._sent if not batch.is_done]
         if undecided:
-            with suppress(kafka_errors.KafkaError):
-                undecided[-1].get(timeout=timeout)
+            undecided[-1].wait(timeout)
             return False
         self._take_stock()
         return True
@@ -191,9 +192,11 @@ class AtLeastOnce:
 
     def _take_stock(self) -> None:
         """Remember which sends are acknowledged; where one has failed, so has the producer."""
-        sent, self._sent = self._sent, {}
-        self._acknowledged |= {place for place, future in sent.items() if future.succeeded()}
-        if len(sent) > len(self._acknowledged & sent.keys()):
+        sent, self._sent = self._sent, []
+        failed = failures(sent)
+        for batch in sent:
+            self._acknowledged.update(place for place in batch.places if place not in failed)
+        if failed:
             self._discard()
 
     def _discard(self) -> None:
@@ -285,7 +288,7 @@ class ExactlyOnce:
         producer = self._producer
         producer.begin_transaction()
         for part in publication.parts(self._settings.dead_letter_topic):
-            sent: dict[Place, Any] = {}
+            sent: list[SentBatch] = []
             too_large = _send_all(producer, part, sent, deadline)
             _raise_failures(sent, too_large)
         publication.acknowledged = time.monotonic()
@@ -333,11 +336,11 @@ def discard(producer: KafkaProducer | None) -> None:
         producer._closed = True  # noqa: SLF001 - or it is tried again when it is collected
 
 
-def flushed(producer: Any, futures: Collection[Any], seconds: float) -> bool:  # noqa: ANN401 - has no types
+def flushed(producer: Any, sends: Collection[Any], seconds: float) -> bool:  # noqa: ANN401 - has no types
     """Return whether all sends are decided, one way or the other, after some seconds at most."""
     with suppress(kafka_errors.KafkaError):
         producer.flush(timeout=seconds)
-    return all(future.is_done for future in futures)
+    return all(each.is_done for each in sends)
 
 
 def await_result(producer: KafkaProducer, result: Any, deadline: Deadline) -> None:  # noqa: ANN401 - has no types
@@ -356,7 +359,7 @@ def await_result(producer: KafkaProducer, result: Any, deadline: Deadline) -> No
 def _send_all(
     producer: Any,  # noqa: ANN401 - has no types
     messages: Mapping[Place, Message],
-    sent: dict[Place, Any],
+    sent: list[SentBatch],
     deadline: Deadline,
 ) -> list[Place]:
     """Send messages and wait until each is decided; what was sent is in `sent`.
@@ -368,30 +371,18 @@ def _send_all(
         KafkaError: a topic cannot be reached, or the producer has failed.
 
     """
-    too_large = []
-    for place, message in messages.items():
-        # Without metadata of the topic each send waits for them, in vain.
+
+    def check() -> None:
         deadline.check("the brokers do not take records in time")
-        try:
-            sent[place] = producer.send(
-                message.topic,
-                message.value,
-                key=message.key,
-                headers=message.headers,
-                timestamp_ms=message.timestamp,
-            )
-        except kafka_errors.MessageSizeTooLargeError:
-            too_large.append(place)
-        else:
-            if sent[place].failed():
-                break
-    if not deadline.wait(lambda seconds: flushed(producer, sent.values(), seconds)):
+
+    too_large = send(producer, messages, sent, check)
+    if not deadline.wait(lambda seconds: flushed(producer, sent, seconds)):
         raise AbandonedError("the brokers do not acknowledge records in time")
     return too_large
 
 
-def _raise_failures(sent: Mapping[Place, Any], too_large: Sequence[Place]) -> None:
-    failed = {place: future.exception for place, future in sent.items() if future.failed()}
+def _raise_failures(sent: Sequence[SentBatch], too_large: Sequence[Place]) -> None:
+    failed = failures(sent)
     refused = {place: error for place, error in failed.items() if isinstance(error, _REFUSALS)}
     if too_large:
         raise RefusedError(too_large)

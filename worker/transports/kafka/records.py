@@ -19,9 +19,9 @@ dead-letter topic it leaves records with the header `worker-redrive`, which are 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from worker.messages import DeadLetter, Labelled, Offset, Record
 
@@ -48,8 +48,7 @@ ROUNDS: Final = "worker-rounds"
 REDRIVE: Final = "worker-redrive"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """What is to be published, and where."""
 
     topic: str
@@ -62,7 +61,7 @@ class Message:
     def with_timestamp_as_header(self) -> Message:
         """Return the message for a broker that does not take its timestamp."""
         header = (TIMESTAMP, str(self.timestamp).encode())
-        return replace(self, headers=[*self.headers, header], timestamp=None)
+        return self._replace(headers=[*self.headers, header], timestamp=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +156,9 @@ def _same_for_all(digest: str, group: str) -> Headers:
 
 
 def _place(source: ConsumerRecord) -> Headers:
-    return [
-        (TOPIC, source.topic.encode()),
-        (PARTITION, str(source.partition).encode()),
-        (OFFSET, str(source.offset).encode()),
-    ]
+    return [*_same_for_partition(source.topic, source.partition), (OFFSET, b"%d" % source.offset)]
+
+
+@lru_cache(maxsize=1024)
+def _same_for_partition(topic: str, partition: int) -> Headers:
+    return [(TOPIC, topic.encode()), (PARTITION, b"%d" % partition)]

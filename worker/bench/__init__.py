@@ -1,0 +1,1 @@
+"""`worker bench` and `worker plan`: how fast a model is on this machine, and what a rate needs."""

@@ -1,0 +1,131 @@
+"""What a model does on this machine, on one thread: its engine by batches, its classifier by texts."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from worker.bench.machine import machine
+from worker.classifier import Classifier
+from worker.defaults import TOKEN_BUDGET
+from worker.engine import PEAK_SHAPE, peak_session
+from worker.tokens import TextTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from worker.artifact import Artifact
+    from worker.engine import Engine
+
+CHUNK: Final = 2048
+_LENGTHS: Final = (4, 6, 8, 12, 16, 32, 64)
+_BATCHES: Final = (1, 4, 16)
+_ROUNDS: Final = 7
+_WARM_UP: Final = 2
+_PEAK_ROWS: Final = 256
+_PEAK_ROUNDS: Final = 50
+_ALONE: Final = 200
+
+
+class BatchSpeed(NamedTuple):
+    """Messages a second in batches of one shape, and the share of the int8 peak that is."""
+
+    tokens: int
+    batch: int
+    messages_per_second: float
+    share_of_peak: float
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What was measured; `peak_gops` is the fastest int8 product, 10^9 operations a second.
+
+    Texts go through the classifier one by one, then in chunks of 2,048: with nothing remembered
+    between two, with a memory that is empty at first, and with one that knows them all.
+    """
+
+    machine: str
+    model: str
+    peak_gops: float
+    batches: Sequence[BatchSpeed]
+    texts: int
+    tokens_per_text: float
+    alone_p50_ms: float
+    alone_p99_ms: float
+    without_memory_per_second: float
+    with_memory_per_second: float
+    hit_rate: float
+    remembered_per_second: float
+
+
+def measure_speed(artifact: Artifact, texts: Sequence[str]) -> Speed:
+    """Measure a model on texts, in their order."""
+    peak = _peak_gops()
+    forgetful, mindful = Classifier(artifact, memory_entries=0), Classifier(artifact)
+    ids = [ids for ids, _ in TextTokenizer(artifact).encode(texts)]
+    batches = _batch_speeds(forgetful.engine, artifact, np.concatenate(ids), peak)
+    distinct = list(dict.fromkeys(texts))[:_ALONE]
+    alone = [1000 * _seconds(partial(forgetful.classify, [text])) for text in distinct]
+    without = _per_second(forgetful, texts)
+    first = _per_second(mindful, texts)
+    hit_rate = mindful.counts.hit_rate
+    return Speed(
+        machine=machine(),
+        model=artifact.manifest.name,
+        peak_gops=peak,
+        batches=batches,
+        texts=len(texts),
+        tokens_per_text=statistics.mean(map(len, ids)),
+        alone_p50_ms=statistics.median(alone),
+        alone_p99_ms=float(np.percentile(alone, 99)),
+        without_memory_per_second=without,
+        with_memory_per_second=first,
+        hit_rate=hit_rate,
+        remembered_per_second=_per_second(mindful, texts),
+    )
+
+
+def _batch_speeds(
+    engine: Engine, artifact: Artifact, pool: NDArray[np.int64], peak: float
+) -> list[BatchSpeed]:
+    shape, limit = artifact.manifest.shape, artifact.manifest.max_tokens
+    speeds = []
+    for tokens in (length for length in _LENGTHS if length <= limit):
+        for batch in sorted({*_BATCHES, max(1, TOKEN_BUDGET // tokens)}):
+            ids = np.resize(pool, (batch, tokens)).astype(np.int64)
+            times = [_seconds(partial(engine.run, ids)) for _ in range(_WARM_UP + _ROUNDS)]
+            seconds = statistics.median(times[_WARM_UP:])
+            work = 2 * sum(r * d * c for r, d, c in shape.products(batch, tokens))
+            speeds.append(BatchSpeed(tokens, batch, batch / seconds, work / seconds / peak / 1e9))
+    return speeds
+
+
+def _peak_gops() -> float:
+    """Return the speed of onnxruntime's int8 product where that is fastest, in one thread."""
+    session, (depth, columns) = peak_session(), PEAK_SHAPE
+    rows = np.random.default_rng(1).integers(0, 256, (_PEAK_ROWS, depth), dtype=np.uint8)
+    seconds = [
+        _seconds(partial(session.run, None, {"activations": rows})) for _ in range(_PEAK_ROUNDS)
+    ]
+    return 2 * _PEAK_ROWS * depth * columns / min(seconds) / 1e9
+
+
+def _per_second(classifier: Classifier, texts: Sequence[str]) -> float:
+    def all_of_them() -> None:
+        for begin in range(0, len(texts), CHUNK):
+            classifier.classify(texts[begin : begin + CHUNK])
+
+    return len(texts) / _seconds(all_of_them)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
