@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 3
 CHAOS_SECONDS ?= 900
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test chaos compose-test benchmark-engine benchmark-ladder benchmark-stream model clean
+.PHONY: demo test chaos compose-test benchmark-engine benchmark-ladder benchmark-peers benchmark-stream model clean
 
 # Labels a chat, with what running needs and nothing more.
 demo: $(VENV)/.runtime
@@ -43,6 +43,10 @@ benchmark-engine: $(VENV)/.all
 # From a padded BERT to this engine, rung by rung; renews docs/ladder.*.
 benchmark-ladder: $(VENV)/.all
 	$(VENV)/bin/python -m benchmarks.ladder --write docs $(if $(TEXTS),--texts $(TEXTS))
+
+# What a user would pick instead, each in a pinned environment (7 GB under build/); renews peers.json.
+benchmark-peers: $(VENV)/.all build/kafka/.jars
+	$(VENV)/bin/python -m benchmarks.peers --write docs $(if $(TEXTS),--texts $(TEXTS))
 
 # Throughput, latency and costs of worker run; TEXTS=file has a message a line.
 benchmark-stream: $(VENV)/.all build/kafka/.jars

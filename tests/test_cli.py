@@ -26,7 +26,7 @@ from worker.terminal import printable
 SOURCE = Path(cli.__file__).parent
 COMMANDS = [
     *("replay", "run", "check", "health", "dead-letters", "create-topics", "demo", "view"),
-    *("evaluate", "finetune", "prepare"),
+    *("bench", "plan", "evaluate", "finetune", "prepare"),
 ]
 MODULE = [sys.executable, "-m", "worker"]
 CONSOLE_SCRIPT = [str(Path(sysconfig.get_path("scripts")) / "worker")]

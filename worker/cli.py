@@ -31,7 +31,8 @@ Label chat messages with an int8 DistilBERT on CPU.
   worker replay chat.jsonl -o labels.jsonl      label the messages of a file
   cat chat.txt | worker replay - --format text  or of a pipe, to standard output
   worker finetune, worker prepare               make a model of your own
-  worker evaluate MODEL test.tsv                measure a model
+  worker evaluate MODEL test.tsv                measure a model's quality
+  worker bench, worker plan                     measure its speed here, and what a rate needs
 """
 _EPILOG: Final = """\
 Settings come from --config FILE (TOML, see configs/worker.toml), from the environment
@@ -94,6 +95,19 @@ def _stream(options: argparse.Namespace) -> int:
     from worker.supervisor import run
 
     return run(_settings(options), options.arguments, options.child)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from worker.bench.command import bench
+
+    return bench(options.model, options.texts, options.json, options.picture)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from worker.bench.command import Wish, plan_for
+
+    wish = Wish(options.rate, options.p99, options.round_trip, options.core_hour)
+    return plan_for(wish, options.model, options.texts)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -304,6 +318,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_create_topics(commands)
     _add_demo(commands)
     _add_view(commands)
+    _add_bench(commands)
+    _add_plan(commands)
     _add_evaluate(commands)
     _add_finetune(commands)
     _add_prepare(commands)
@@ -607,6 +623,73 @@ def _add_view(commands: Any) -> None:
     _add_setting(parser, "--brokers", "kafka.brokers", "host:port, separated by commas")
     _add_setting(parser, "--output-topic", "kafka.output_topic", "where labels are")
     _add_config(parser)
+
+
+def _add_bench(commands: Any) -> None:
+    parser = _command(commands, "bench", "measure how fast a model is on this machine", _bench)
+    _add_measured(parser)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures, too")
+    parser.add_argument("--picture", metavar="FILE", type=Path, help="write a picture (SVG), too")
+
+
+def _add_plan(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "plan",
+        "tell how many processes a rate of messages needs",
+        _plan,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Measures on this machine, for half a minute. Try the plan before you rely on it.",
+    )
+    _add_measured(parser)
+    parser.add_argument(
+        "--rate",
+        type=_above_zero,
+        required=True,
+        metavar="N",
+        help="messages a second, at the peak",
+    )
+    parser.add_argument(
+        "--p99",
+        type=_seconds,
+        required=True,
+        metavar="TIME",
+        help="in which 99%% of them have a label, such as 20ms or 1s",
+    )
+    parser.add_argument(
+        "--round-trip",
+        type=_seconds,
+        default=0.005,
+        metavar="TIME",
+        help="what fetching, acknowledging and committing add to a chunk (5ms)",
+    )
+    parser.add_argument(
+        "--core-hour",
+        type=_above_zero,
+        metavar="PRICE",
+        help="to tell what a million messages cost",
+    )
+
+
+def _add_measured(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "texts",
+        nargs="?",
+        metavar="TEXTS",
+        type=Path,
+        help="a file with a message a line, of which the first 20,000 count; default: made-up chat",
+    )
+    parser.add_argument(
+        "--model", metavar="MODEL", type=Path, help="a model folder; default: the built-in model"
+    )
+
+
+def _seconds(text: str) -> float:
+    """Read a time with its unit."""
+    for unit, seconds in (("ms", 0.001), ("s", 1.0)):
+        if text.endswith(unit):
+            return _above_zero(text.removesuffix(unit)) * seconds
+    raise argparse.ArgumentTypeError(f"expected a time such as 20ms or 1s, not {text!r}")
 
 
 def _add_health(commands: Any) -> None:

@@ -1,15 +1,18 @@
-"""`worker bench`: the speed of a model on this machine as a table, as JSON and as a picture."""
+"""`worker bench` and `worker plan`: what is measured as tables, as JSON and as a picture."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from worker.artifact import BUILT_IN_MODEL, load_artifact
+from worker.bench.machine import machine
 from worker.bench.measure import measure_speed
 from worker.bench.picture import Bar, bars
+from worker.bench.plan import Costs, plan
+from worker.bench.road import chunk_costs
 from worker.demo.chat import ChatStream
 from worker.errors import ConfigurationError, WorkerError
 
@@ -18,29 +21,83 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from worker.bench.measure import Speed
-    from worker.settings import Settings
+    from worker.bench.plan import Plan
 
 MESSAGES: Final = 20_000
+_SECONDS_OF_AN_HOUR: Final = 3600
+_SECONDS_OF_A_DAY: Final = 86_400
 
 
 def bench(
-    settings: Settings, texts: Path | None, as_json: Path | None, picture: Path | None
+    model: Path | None, texts: Path | None, as_json: Path | None, picture: Path | None
 ) -> int:
-    """Measure the model of the settings on a file of texts, a message a line, or made-up ones.
+    """Measure a model on a file of texts, a message a line, or on made-up ones; prints a table.
 
     Raises:
         ConfigurationError: the file has no texts.
         WorkerError: a file cannot be read or written, or the model cannot be used.
 
     """
-    artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
-    speed = measure_speed(artifact, read_texts(texts))
+    speed = measure_speed(load_artifact(model or BUILT_IN_MODEL), read_texts(texts))
     print(_table(speed))
     if as_json:
         _write(as_json, json.dumps(asdict(speed), indent=2) + "\n")
     if picture:
         _write(picture, _picture(speed))
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be planned for: messages a second, and the time for 99% of them, in seconds.
+
+    `round_trip` is what the brokers add to a chunk, in seconds; `core_hour` a price, if there is one.
+    """
+
+    rate: float
+    p99: float
+    round_trip: float
+    core_hour: float | None = None
+
+
+def plan_for(wish: Wish, model: Path | None, texts: Path | None) -> int:
+    """Measure a model on texts, and print how many processes a rate needs.
+
+    Raises:
+        ConfigurationError: no number of processes is enough, or the file has no texts.
+        WorkerError: the file cannot be read, or the model cannot be used.
+
+    """
+    artifact = load_artifact(model or BUILT_IN_MODEL)
+    costs = Costs(chunk_costs(artifact, read_texts(texts)), wish.round_trip)
+    found = plan(costs, wish.rate, wish.p99)
+    print(_plan_table(wish, found, artifact.manifest.name))
+    return 0
+
+
+def _plan_table(wish: Wish, found: Plan, model: str) -> str:
+    a_day = wish.rate * _SECONDS_OF_A_DAY
+    lines = [
+        f"{model} on {machine()}",
+        f"{wish.rate:,.0f} messages a second, {a_day:,.0f} a day, 99% within {_ms(wish.p99)}",
+        f"  processes   {found.processes}, a core each, computing {found.busy:.0%} of the time",
+        f"  partitions  {found.processes} at least; twice as many leave room to double",
+        f"  p99         {_ms(found.p99_by_formula)} by formula, {_ms(found.p99_simulated)} simulated",
+        f"  a chunk     {found.records:.1f} messages in {_ms(found.cycle)}",
+        f"  brokers     {_ms(wish.round_trip)} of that (--round-trip)",
+    ]
+    if wish.core_hour is not None:
+        price = found.processes * wish.core_hour / _SECONDS_OF_AN_HOUR / wish.rate * 1e6
+        lines.append(f"  a million   {price:.4f} at {wish.core_hour:g} for a core and hour")
+    lines += [
+        "Assumed: messages come independently of each other, evenly over partitions, and as often",
+        "known already as in these texts; each process has a core of its own; brokers keep up.",
+    ]
+    return "\n".join(lines)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms"
 
 
 def read_texts(path: Path | None) -> list[str]:
@@ -70,7 +127,7 @@ def _table(speed: Speed) -> str:
         f"{speed.model} on {speed.machine}",
         f"fastest int8 product: {speed.peak_gops:.0f} GOPS a core",
         "",
-        "messages a second and share of that, by tokens and batch",
+        "batches: tokens, then texts at once x messages a second, and the share of that",
         *_by_batch(speed),
         "",
         f"{speed.texts:,} messages, {speed.tokens_per_text:.1f} tokens each, one thread",
@@ -84,15 +141,16 @@ def _table(speed: Speed) -> str:
 
 
 def _by_batch(speed: Speed) -> Sequence[str]:
+    """Return a line for each token length, and a column for each of the batch sizes they share."""
     lengths = sorted({each.tokens for each in speed.batches})
     lines = []
     for tokens in lengths:
         cells = (
-            f"{each.batch:4} at once {each.messages_per_second:7,.0f}/s {each.share_of_peak:4.0%}"
+            f"{each.batch:5} x {each.messages_per_second:6,.0f} {each.share_of_peak:4.0%}"
             for each in speed.batches
             if each.tokens == tokens
         )
-        lines.append(f"  {tokens:3} tokens  " + "  ".join(cells))
+        lines.append(f"{tokens:8}" + "  ".join(cells))
     return lines
 
 

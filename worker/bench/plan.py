@@ -3,10 +3,12 @@
 A process takes all that waits for it, labels that as a chunk, and comes back for more. With
 messages that arrive at a rate r, a chunk of n messages that costs S(n), and a round trip to the
 brokers R for each, chunks settle at the time T = R + S(r T). A message waits for the chunk under
-way, then for its own: two times T at most, if all chunks were equal. Arrivals are independent of
-each other (a Poisson process), so that a chunk has more messages now and then: the formula adds
-three standard deviations of their number. The simulation draws arrivals, and costs from those that
-were measured.
+way, then for its own: two times T at most, if all chunks were equal. They are not: arrivals are
+independent of each other (a Poisson process), some messages are long, and some known. Where that
+makes a chunk longer by x, the next finds r x more messages, and is longer by q x (q is r times what
+one more message costs): an autoregression of the first order. With a deviation d of a chunk by itself,
+two in a row deviate by d sqrt(2 / (1 - q)), of which the formula adds three. The simulation draws
+arrivals, and costs from those that were measured.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ _DEVIATIONS: Final = 3
 _PER_CENT: Final = 99
 _STEPS: Final = 1000
 _SETTLED: Final = 1e-6
+# Where it all but does not settle.
+_LEAST: Final = 0.01
 # The default of kafka.chunk_records.
 _LARGEST_CHUNK: Final = 2048
 
@@ -53,6 +57,13 @@ class Costs:
         if records <= sizes[-1]:
             return self.round_trip + float(np.interp(records, sizes, means))
         return self.round_trip + means[-1] * records / sizes[-1]
+
+    def deviation(self, records: float) -> float:
+        """Return the standard deviation of a chunk of so many messages that came by chance."""
+        sizes, means = self._means
+        one = statistics.pvariance(self.by_size[sizes[0]])
+        more = (means[1] - means[0]) / (sizes[1] - sizes[0])
+        return math.sqrt(records * (one + more**2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +95,7 @@ def plan(costs: Costs, rate: float, p99: float) -> Plan:
             "allow more time, or bring the brokers nearer (--round-trip)",
         )
     processes = 1
-    while _p99(costs, rate / processes) > p99:
+    while by_formula(costs, rate / processes) > p99:
         processes += max(1, processes // 50)
     while True:
         seconds, busy = simulated(costs, rate / processes)
@@ -94,7 +105,7 @@ def plan(costs: Costs, rate: float, p99: float) -> Plan:
     share = rate / processes
     cycle = settled(costs, share)
     records = max(1.0, share * cycle)
-    return Plan(processes, records, cycle, _p99(costs, share), p99_simulated, busy)
+    return Plan(processes, records, cycle, by_formula(costs, share), p99_simulated, busy)
 
 
 def settled(costs: Costs, rate: float) -> float:
@@ -110,13 +121,14 @@ def settled(costs: Costs, rate: float) -> float:
     return cycle
 
 
-def _p99(costs: Costs, rate: float) -> float:
+def by_formula(costs: Costs, rate: float) -> float:
     """Return the formula's time for the slowest message of a hundred."""
     cycle = settled(costs, rate)
     if math.isinf(cycle):
         return cycle
     records = max(1.0, rate * cycle)
-    return cycle + costs.seconds(records + _DEVIATIONS * math.sqrt(records))
+    echo = rate * (costs.seconds(records + 1) - costs.seconds(records))
+    return 2 * cycle + _DEVIATIONS * costs.deviation(records) * math.sqrt(2 / max(_LEAST, 1 - echo))
 
 
 def simulated(costs: Costs, rate: float, seed: int = 1) -> tuple[NDArray[np.float64], float]:

@@ -1,0 +1,1 @@
+"""What a user would get who picked something else: other engines, other ways from Kafka to Kafka."""
