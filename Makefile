@@ -7,7 +7,8 @@ TEST_PROCESSES ?= 3
 CHAOS_SECONDS ?= 900
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test chaos compose-test benchmark-engine benchmark-ladder benchmark-peers benchmark-stream model clean
+.PHONY: demo test chaos compose-test benchmark-caches benchmark-check benchmark-engine \
+	benchmark-ladder benchmark-latency benchmark-peers benchmark-scale benchmark-stream model clean
 
 # Labels a chat, with what running needs and nothing more.
 demo: $(VENV)/.runtime
@@ -43,6 +44,18 @@ benchmark-engine: $(VENV)/.all
 # From a padded BERT to this engine, rung by rung; renews docs/ladder.*.
 benchmark-ladder: $(VENV)/.all
 	$(VENV)/bin/python -m benchmarks.ladder --write docs $(if $(TEXTS),--texts $(TEXTS))
+
+# What remembering is worth and what it costs; TEXTS as above.
+benchmark-caches: $(VENV)/.all
+	$(VENV)/bin/python -m benchmarks.caches $(if $(TEXTS),--texts $(TEXTS))
+
+# How soon labels are there under an open load.
+benchmark-latency: $(VENV)/.all build/kafka/.jars
+	$(VENV)/bin/python -m benchmarks.latency $(if $(TEXTS),--texts $(TEXTS))
+
+# Whether what should be faster still is, by ratios; a minute.
+benchmark-check: $(VENV)/.all
+	$(VENV)/bin/python -m benchmarks.check
 
 # What a user would pick instead, each in a pinned environment (7 GB under build/); renews peers.json.
 benchmark-peers: $(VENV)/.all build/kafka/.jars

@@ -2,10 +2,9 @@
 
     python -m benchmarks.stream [--texts chat.txt] [--runs 3]
 
-Three questions, each answered within one run: how much faster two processes are than one on the
-same backlog; how soon a label can be read after its event was written, at a light load, with each
-guarantee; and what a message costs whose answer is in the cache, step by step and beside a loop
-that only consumes and produces. The broker has the same cores as the workers, and its share is in
+Two questions, each answered within one run: how much faster two processes are than one on the same
+backlog; and what a message costs whose answer is in the cache, step by step and beside a loop that
+only consumes and produces. The broker has the same cores as the workers, and its share is in
 all figures but those of CPU time. `--texts` has a message a line; left out, a chat in the shape of
 a real one is made up. `make benchmark-stream` sets up what it needs.
 """
@@ -13,23 +12,18 @@ a real one is made up. `make benchmark-stream` sets up what it needs.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, cycle, islice
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-
 from tests.kafka.broker import Cluster, missing
-from tests.kafka.health import LISTEN, metrics, wait_until_ready
+from tests.kafka.health import LISTEN, metrics
 from tests.kafka.stage import QUICK, Stage
 from worker.demo.chat import ChatStream
 from worker.settings import KafkaSettings
@@ -46,8 +40,6 @@ CACHED_BACKLOG = 200_000
 # Of a backlog, what is timed: starting and the last records are not.
 FROM, TO = 0.2, 0.95
 PAUSE = 0.2
-LIGHT_RATE = 20
-LIGHT_SECONDS = 30
 # What a user has, where tests have what makes them quick.
 DEFAULTS = {
     name: str(getattr(KafkaSettings(), name.removeprefix("KAFKA__").lower()))
@@ -107,45 +99,6 @@ def compare_processes(bench: Bench, runs: int) -> None:
         one, two = (statistics.median(rates) for rates in zip(*pairs, strict=True))
         ratio = statistics.median(two / one for one, two in pairs)
         print(f"  {guarantee:<14} {one:6.0f}/s  {two:6.0f}/s  ratio {ratio:.2f}")
-
-
-def measure_latency(bench: Bench) -> None:
-    print(f"from an event's time until its label is read, {LIGHT_RATE} messages a second")
-    for guarantee in GUARANTEES:
-        with bench.stage() as stage:
-            worker = stage.worker(KAFKA__GUARANTEE=guarantee, **LISTEN)
-            wait_until_ready(worker)
-            seconds = sorted(latencies(bench, stage))
-            p50, p99 = (seconds[int(len(seconds) * part)] for part in (0.5, 0.99))
-            numbers = f"p50 {1000 * p50:5.0f} ms  p99 {1000 * p99:5.0f} ms"
-            print(f"  {guarantee:<14} {numbers}  of {len(seconds)} messages")
-
-
-def latencies(bench: Bench, stage: Stage) -> list[float]:
-    """Write events at a light rate; returns how long each took until its label was read."""
-    number = LIGHT_RATE * LIGHT_SECONDS
-
-    def write() -> None:
-        with closing(KafkaProducer(**bench.kafka.settings, acks="all")) as producer:
-            for text in islice(cycle(bench.texts), number):
-                producer.send(stage.input, json.dumps({"text": text}).encode())
-                time.sleep(1 / LIGHT_RATE)
-
-    reader = KafkaConsumer(**bench.kafka.settings, isolation_level="read_committed")
-    with closing(reader):
-        reader.assign([TopicPartition(stage.output, p) for p in range(PARTITIONS)])
-        reader.seek_to_end()
-        reader.poll(timeout_ms=100)
-        writer = Thread(target=write)
-        writer.start()
-        seconds: list[float] = []
-        while len(seconds) < number:
-            polled = reader.poll(timeout_ms=1000)
-            now = time.time()
-            # A label carries its event's time.
-            seconds += [now - r.timestamp / 1000 for part in polled.values() for r in part]
-        writer.join()
-    return seconds
 
 
 def measure_cached(bench: Bench, runs: int) -> None:
@@ -233,7 +186,6 @@ def main() -> int:
         names = (f"benchmark-{number}" for number in count())
         bench = Bench(kafka, texts_of(options.texts), Path(name), names)
         compare_processes(bench, options.runs)
-        measure_latency(bench)
         measure_cached(bench, options.runs)
     return 0
 

@@ -36,7 +36,7 @@ def test_the_table_is_bounded_and_never_gives_a_wrong_value(
     for key, value in puts:
         cache.put(key, value)
         last[key] = value
-        assert len(cache) <= entries + entries % 2
+        assert len(cache) <= entries
         assert cache.get(key) in ({value, None} if entries == 0 else {value})
     assert all(cache.get(key) in {None, value} for key, value in last.items())
 
@@ -49,17 +49,40 @@ def test_the_table_keeps_what_is_used() -> None:
         assert cache.get(b"popular") == b"1"
 
 
-def test_the_table_costs_at_most_200_bytes_an_entry() -> None:
-    entries = 100_000
+def test_what_was_used_outlives_a_flood_of_what_is_seen_once() -> None:
+    cache = MemoryCache(100)
+    popular = [b"a", b"b", b"c"]
+    for key in popular:
+        cache.put(key, key)
+        assert cache.get(key) == key
+    for number in range(1000):
+        cache.put(str(number).encode(), b"2")
+    assert [cache.get(key) for key in popular] == popular
+
+
+def test_what_was_used_is_forgotten_once_enough_others_are_used() -> None:
+    cache = MemoryCache(100)
+    for number in range(200):
+        key = str(number).encode()
+        cache.put(key, key)
+        cache.get(key)
+    assert cache.get(b"0") is None
+    assert cache.get(b"199") == b"199"
+
+
+@pytest.mark.parametrize("entries", [50_000, 100_000, 175_000])
+@pytest.mark.parametrize("used", [False, True])
+def test_the_table_costs_at_most_200_bytes_an_entry(entries: int, *, used: bool) -> None:
     cache = MemoryCache(entries)
-    for number in range(entries):
+    for number in range(2 * entries):
         cache.put(text_key(str(number)), bytes(1 + 4 * 7))
-    objects = [
-        item for table in (cache._young, cache._old) for pair in table.items() for item in pair
-    ]
-    tables = sys.getsizeof(cache._young) + sys.getsizeof(cache._old)
-    assert len(cache) == entries
-    assert (sum(map(sys.getsizeof, objects)) + tables) / entries <= 200
+        if used and number % 2:
+            cache.get(text_key(str(number)))
+    tables = [cache._young, cache._old, cache._used, cache._used_old]
+    objects = [item for table in tables for pair in table.items() for item in pair]
+    size = sum(map(sys.getsizeof, [*objects, *tables]))
+    assert 0.8 * entries <= len(cache) <= entries
+    assert size / len(cache) <= 200
 
 
 @given(first=st.text(st.characters()), second=st.text(st.characters()))
@@ -132,6 +155,31 @@ def test_another_model_never_reads_it(tmp_path: Path, artifact: Artifact, model_
     second.close()
 
 
+def test_a_row_is_what_diskcache_itself_would_write_and_it_reads_ours(tmp_path: Path) -> None:
+    ours, theirs = (DiskCache(tmp_path / name, MEGABYTE) for name in ("ours", "theirs"))
+    ours._write([(b"key", b"value")])
+    theirs._cache.set(b"key", b"value")
+    assert ours._cache.get(b"key") == b"value"
+    assert dict(theirs._find([b"key", b"other"])) == {b"key": b"value"}
+    rows = []
+    for cache in (ours, theirs):
+        columns = [name for _, name, *_ in cache._cache._sql("PRAGMA table_info(Cache)")]
+        (row,) = cache._cache._sql("SELECT * FROM Cache")
+        times = {"store_time", "access_time"}
+        rows.append({n: v for n, v in zip(columns, row, strict=True) if n not in times})
+        cache.close()
+    assert rows[0] == rows[1]
+
+
+def test_many_keys_are_found_in_one_call(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, MEGABYTE)
+    values = {str(number).encode(): b"value" for number in range(1200)}
+    cache._write([(key, value + cache._check(key, value)) for key, value in values.items()])
+    assert cache.get_many([*values, b"other"]) == values
+    assert cache.get_many([]) == {}
+    cache.close()
+
+
 def test_the_folder_stays_within_its_bound(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, MEGABYTE)
     for start in range(0, 40_000, 1000):
@@ -139,6 +187,10 @@ def test_the_folder_stays_within_its_bound(tmp_path: Path) -> None:
             [(number.to_bytes(16, "big"), bytes(36)) for number in range(start, start + 1000)]
         )
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    # The oldest went, not the latest.
+    latest = (number.to_bytes(16, "big") for number in range(39_000, 40_000))
+    assert len(dict(cache._find(list(latest)[:500]))) == 500
+    assert not dict(cache._find([(0).to_bytes(16, "big")]))
     cache.close()
     assert size < 8 * MEGABYTE
 

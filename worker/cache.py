@@ -11,7 +11,9 @@ import os
 import queue
 import stat
 import threading
+import time
 from array import array
+from contextlib import suppress
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +22,7 @@ import diskcache
 from worker.telemetry.logs import log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 _KEY_BYTES: Final = 16
@@ -29,6 +31,14 @@ _BUSY_SECONDS: Final = 0.1
 _OPEN_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 5.0
 _WRITES_WAITING: Final = 16
+_WRITE_TRIES: Final = 10
+_KEYS_AT_ONCE: Final = 500
+_INSERT: Final = """
+    INSERT OR REPLACE INTO Cache (key, raw, store_time, access_time, mode, value)
+    VALUES (?, 1, ?, ?, ?, ?)"""
+_FORGET: Final = """
+    DELETE FROM Cache WHERE rowid IN (SELECT rowid FROM Cache ORDER BY store_time LIMIT ?)"""
+_FIND: Final = "SELECT key, mode, filename, value FROM Cache WHERE raw = 1 AND key IN ({})"
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
@@ -45,38 +55,53 @@ def tokens_key(namespace: bytes, token_ids: Iterable[int]) -> bytes:
 
 
 class MemoryCache:
-    """A bounded table of at most `entries`, of which the last used half always stays.
+    """A bounded table of at most `entries`, which forgets what was seen once before what was used.
 
-    Two generations: lookups and inserts go to the young one; when it is half the bound, it
-    becomes the old one, and what was old and not used since is forgotten. A dict costs some
-    170 bytes an entry here, an exact LRU 240.
+    Most texts of a chat never come again, and must not push out those that do. So there are two
+    generations of what was seen once, and two, of four fifths at most, of what was used again: when
+    a young one is full it becomes the old one, and what was old is forgotten. Plain dicts cost 150
+    to 200 bytes an entry here, an exact LRU 280 to 310 (`benchmarks.caches`).
     """
 
     def __init__(self, entries: int) -> None:
         """Make an empty table; 0 entries remembers nothing."""
-        self._half = -(-entries // 2)
+        self._entries = entries
+        self._used_half = entries * 2 // 5
         self._young: dict[bytes, bytes] = {}
         self._old: dict[bytes, bytes] = {}
+        self._used: dict[bytes, bytes] = {}
+        self._used_old: dict[bytes, bytes] = {}
 
     def __len__(self) -> int:
-        """Return how many entries there are (one that is in both generations counts twice)."""
-        return len(self._young) + len(self._old)
+        """Return how many entries there are."""
+        return len(self._young) + len(self._old) + len(self._used) + len(self._used_old)
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of a key, and count it as used."""
-        value = self._young.get(key)
-        if value is None:
-            value = self._old.get(key)
-            if value is not None:
-                self.put(key, value)
+        value = self._used.get(key)
+        if value is not None:
+            return value
+        if self._used_half == 0:
+            return self._young.get(key, self._old.get(key))
+        for table in (self._young, self._used_old, self._old):
+            if (value := table.pop(key, None)) is not None:
+                if len(self._used) >= self._used_half:
+                    self._used_old, self._used = self._used, {}
+                self._used[key] = value
+                break
         return value
 
     def put(self, key: bytes, value: bytes) -> None:
         """Remember a value."""
-        if self._half == 0:
+        if self._entries == 0:
             return
-        if len(self._young) >= self._half:
-            self._old, self._young = self._young, {}
+        if key not in self._young:
+            for table in (self._used, self._used_old, self._old):
+                table.pop(key, None)
+            room = self._entries - len(self._used) - len(self._used_old)
+            young = len(self._young)
+            if 2 * young >= room or young + len(self._old) >= room:
+                self._old, self._young = self._young if young < room else {}, {}
         self._young[key] = value
 
 
@@ -147,11 +172,12 @@ class DiskCache:
         found: dict[bytes, bytes] = {}
         if self._cache is None:
             return found
+        wanted = list(keys)
         try:
-            for key in keys:
-                stored = self._cache.get(key)
-                if stored is not None and (value := self._checked(key, stored)) is not None:
-                    found[key] = value
+            for begin in range(0, len(wanted), _KEYS_AT_ONCE):
+                for key, stored in self._find(wanted[begin : begin + _KEYS_AT_ONCE]):
+                    if (value := self._checked(key, stored)) is not None:
+                        found[key] = value
         except Exception as error:  # noqa: BLE001 - whatever ails a cache, labels go on
             self._tell("read", error)
         return found
@@ -191,15 +217,31 @@ class DiskCache:
             self.writes_skipped += len(items)
             return
         try:
-            with self._cache.transact(retry=False):
-                for key, value in items:
-                    self._cache.set(key, value)
-        except diskcache.Timeout:
-            # Another process is writing just now: no trouble, only a write less.
+            for _ in range(_WRITE_TRIES):
+                with suppress(diskcache.Timeout), self._cache.transact():
+                    self._insert(items)
+                    return
+            # Other processes wrote all that time: no trouble, only a write less.
             self.writes_skipped += len(items)
         except Exception as error:  # noqa: BLE001 - whatever ails a cache, labels go on
             self.writes_skipped += len(items)
             self._tell("write", error)
+
+    def _find(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        """Yield what `get` would give for each key, in a third of its time."""
+        query = _FIND.format(",".join("?" * len(keys)))
+        disk = self._cache.disk
+        for key, mode, filename, stored in self._cache._sql(query, keys):  # noqa: SLF001 - no public call asks for many
+            yield key, disk.fetch(mode, filename, stored, read=False)
+
+    def _insert(self, items: Sequence[tuple[bytes, bytes]]) -> None:
+        """Insert what `set` would, in a fifth of its time, and forget the oldest at the bound."""
+        now, mode = time.time(), diskcache.core.MODE_RAW
+        rows = ((key, now, now, mode, value) for key, value in items)
+        self._cache._con.executemany(_INSERT, rows)  # noqa: SLF001 - as above
+        if self._cache.volume() >= self._cache.size_limit:
+            # The volume shrinks only with the commit, so what to forget is a number.
+            self._cache._sql(_FORGET, (2 * len(items),))  # noqa: SLF001 - as above
 
     def _check(self, key: bytes, value: bytes) -> bytes:
         return blake2b(value, digest_size=_CHECK_BYTES, key=key).digest()
@@ -239,7 +281,8 @@ def _open(folder: Path, max_bytes: int) -> Any:  # noqa: ANN401 - diskcache has 
         str(folder),
         timeout=_BUSY_SECONDS,
         disk=RawDisk,
-        size_limit=max_bytes,
+        # The bound of the database; its write-ahead log comes on top of it.
+        size_limit=max_bytes - max_bytes // 8,
         eviction_policy="least-recently-stored",
         statistics=0,
         tag_index=0,

@@ -30,10 +30,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cores import take_core
 from benchmarks.engine import SIZES
 from benchmarks.peers import engines, road
 from benchmarks.peers.engines import MESSAGES, Engines, measure_engines
-from benchmarks.peers.environments import take_core
 from benchmarks.peers.models import make_files, read_texts
 from benchmarks.peers.road import CONTENDERS, Road, measure_road
 from worker.bench.machine import machine

@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from benchmarks.cores import on_core
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / "build" / "peers"
@@ -65,25 +66,6 @@ def _run(*command: str, what: str) -> None:
         subprocess.run(command, check=True)  # noqa: S603 - Python of this machine
     except (OSError, subprocess.CalledProcessError):
         raise NotMeasuredError(what) from None
-
-
-def take_core() -> int:
-    """Return the core that what is measured has to itself, and leave it, where there are two."""
-    cores = os.sched_getaffinity(0)
-    core = max(cores)
-    os.sched_setaffinity(0, cores - {core} or cores)
-    return core
-
-
-@contextmanager
-def on_core(core: int) -> Iterator[None]:
-    """Let processes that are started here have this core, and no other."""
-    mine = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, mine)
 
 
 def start(

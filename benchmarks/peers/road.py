@@ -15,11 +15,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.cores import on_core
 from benchmarks.peers.environments import (
     VARIABLES,
     NotMeasuredError,
     end_of,
-    on_core,
     python_of,
     start,
 )

@@ -1,0 +1,98 @@
+"""Whether what should be faster still is: ratios within one run, each with a bound.
+
+    python -m benchmarks.check
+
+A minute, for continuous integration: bounds stand a good way below what a quiet machine gives
+(docs/performance.md), so that a noisy one passes and a change that costs a quarter does not. Prints
+each ratio; the exit code is 1 where one is below its bound. Needs the extra `build`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.engine import (
+    SIZES,
+    bare_session,
+    in_turn,
+    our_sessions,
+    random_ids,
+    random_model,
+    stock_session,
+)
+from worker.artifact import BUILT_IN_MODEL, load_artifact
+from worker.bench.machine import machine
+from worker.classifier import Classifier
+from worker.defaults import TOKEN_BUDGET
+from worker.demo.chat import ChatStream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROUNDS = 15
+TOKENS = 6
+TEXTS = 256
+Ratio = tuple[str, float, float]
+
+
+def engine_ratios(folder: Path) -> Iterator[Ratio]:
+    """Yield what the engine is beside stock onnxruntime and beside its bare products."""
+    size = SIZES["mini"]
+    model = random_model(size)
+    (_, fixed), stock = our_sessions(model, folder), stock_session(model, folder)
+    batch = TOKEN_BUDGET // TOKENS
+    bare, feeds = bare_session(size.products(batch, TOKENS))
+    ids = random_ids(batch, TOKENS)
+    times = in_turn(
+        [
+            partial(fixed.run, None, {"input_ids": ids}),
+            partial(stock.run, None, {"input_ids": ids, "attention_mask": np.ones_like(ids)}),
+            partial(bare.run, None, feeds),
+        ],
+        ROUNDS,
+    )
+    yield "stock onnxruntime over the engine", median(times, 1, 0), 1.1
+    yield "bare products over the engine", median(times, 2, 0), 0.55
+
+
+def classifier_ratios() -> Iterator[Ratio]:
+    """Yield what batches and memory are worth."""
+    texts = list(dict.fromkeys(islice(ChatStream(seed=1).texts(), 2 * TEXTS)))[:TEXTS]
+    artifact = load_artifact(BUILT_IN_MODEL)
+    forgetful, mindful = Classifier(artifact, memory_entries=0), Classifier(artifact)
+
+    def one_by_one() -> None:
+        for text in texts:
+            forgetful.classify([text])
+
+    times = in_turn(
+        [one_by_one, partial(forgetful.classify, texts), partial(mindful.classify, texts)], ROUNDS
+    )
+    yield "one by one over batches", median(times, 0, 1), 1.5
+    yield "misses over hits", median(times, 1, 2), 50
+
+
+def median(times: list[list[float]], above: int, below: int) -> float:
+    return statistics.median(each[above] / each[below] for each in times)
+
+
+def main() -> int:
+    print(machine())
+    with tempfile.TemporaryDirectory() as name:
+        ratios = [*engine_ratios(Path(name)), *classifier_ratios()]
+    for what, ratio, least in ratios:
+        verdict = "ok" if ratio >= least else "TOO LOW"
+        print(f"{what:36}{ratio:8.2f}  at least {least:g}: {verdict}")
+    return int(any(ratio < least for _, ratio, least in ratios))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""How soon a label is there after its event, at a tenth, half and four fifths of capacity.
+
+    python -m benchmarks.latency [--texts chat.txt] [--model MODEL] [--seconds 20]
+
+A real broker of its own on loopback, one worker with a core to itself and caches that are empty at
+first; broker, sender and reader have the other cores. Capacity is what the worker makes of a backlog
+in the same run. The load is open: events come at random moments (a Poisson process), whatever the
+worker does. A label's time counts from the moment its event was due to its coming back to a reader,
+which sees it after it was acknowledged, and with exactly once after its transaction.
+
+Kafka 4 holds commits back for some milliseconds to write more of them at once; that is off here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from contextlib import closing
+from itertools import count
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import numpy as np
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
+from benchmarks.cores import on_core, take_core
+from benchmarks.stream import (
+    BACKLOG,
+    FROM,
+    GUARANTEES,
+    PARTITIONS,
+    TO,
+    Bench,
+    rate,
+    reach,
+    texts_of,
+)
+from tests.kafka.broker import Cluster, missing
+from tests.kafka.health import LISTEN, wait_until_ready
+from worker.bench.machine import machine
+
+if TYPE_CHECKING:
+    from tests.kafka.stage import Stage
+
+LOADS = (0.1, 0.5, 0.8)
+# Labels of the first seconds do not count.
+WARM_UP = 3.0
+PATIENCE_MS = 5000
+PERCENTILES = (50, 99, 99.9)
+AT_ONCE = {"group.coordinator.append.linger.ms": "0"}
+
+
+def capacity(bench: Bench, core: int, settings: dict[str, str]) -> float:
+    """Return the messages a second that a worker makes of a backlog."""
+    with bench.stage() as stage:
+        bench.produce(stage, BACKLOG)
+        with on_core(core):
+            stage.worker(**settings, **caches(stage))
+        return rate(reach(stage, FROM * BACKLOG), reach(stage, TO * BACKLOG))
+
+
+def caches(stage: Stage) -> dict[str, str]:
+    return {"CACHE__ENABLED": "true", "CACHE__DIRECTORY": str(stage.folder / "cache")}
+
+
+def latencies(
+    bench: Bench, core: int, settings: dict[str, str], load: float, seconds: float
+) -> list[float]:
+    """Send events at a rate for some seconds; returns the seconds that each label took."""
+    with bench.stage() as stage:
+        with on_core(core):
+            worker = stage.worker(**settings, **caches(stage), **LISTEN)
+        wait_until_ready(worker)
+        # Each text once: who has seen them all would know all answers.
+        number = min(int(load * (seconds + WARM_UP)), len(bench.texts))
+        writer = Thread(target=send, args=(bench, stage, load, number))
+        reader = KafkaConsumer(
+            **bench.kafka.settings, isolation_level="read_committed", fetch_max_wait_ms=50
+        )
+        with closing(reader):
+            reader.assign([TopicPartition(stage.output, p) for p in range(PARTITIONS)])
+            reader.seek_to_end()
+            reader.poll(timeout_ms=100)
+            writer.start()
+            taken: list[float] = []
+            while len(taken) < number and (polled := reader.poll(timeout_ms=PATIENCE_MS)):
+                now = time.time()
+                # A label carries its event's time.
+                taken += [now - r.timestamp / 1000 for part in polled.values() for r in part]
+        writer.join()
+    if len(taken) < number:
+        raise RuntimeError(f"{number - len(taken)} of {number} labels did not come")
+    return taken[int(load * WARM_UP) :]
+
+
+def send(bench: Bench, stage: Stage, load: float, number: int) -> None:
+    """Send events when they are due, late ones at once."""
+    due = random.Random(1)  # noqa: S311 - the same moments each time
+    with closing(KafkaProducer(**bench.kafka.settings, acks="all")) as producer:
+        producer.partitions_for(stage.input)
+        at = time.time()
+        for text in bench.texts[:number]:
+            at += due.expovariate(load)
+            time.sleep(max(0.0, at - time.time()))
+            value = json.dumps({"text": text}).encode()
+            producer.send(stage.input, value, timestamp_ms=int(1000 * at))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure latency under an open load.")
+    parser.add_argument("--texts", type=Path, help="a message a line; default: made up")
+    parser.add_argument("--model", type=Path, help="a model folder; default: the built-in model")
+    parser.add_argument("--seconds", type=float, default=20, help="of each load (20)")
+    options = parser.parse_args()
+    if reason := missing():
+        print(reason, file=sys.stderr)
+        return 1
+    print(machine())
+    core = take_core()
+    # Threads that read and write must not wait long for each other.
+    sys.setswitchinterval(0.0005)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Cluster(Path(name) / "kafka", properties=AT_ONCE) as kafka,
+    ):
+        names = (f"benchmark-{number}" for number in count())
+        bench = Bench(kafka, texts_of(options.texts), Path(name), names)
+        for guarantee in GUARANTEES:
+            settings = {"KAFKA__GUARANTEE": guarantee}
+            if options.model:
+                settings["MODEL"] = str(options.model.resolve())
+            most = capacity(bench, core, settings)
+            print(f"{guarantee}: {most:,.0f} messages/s")
+            for share in LOADS:
+                taken = latencies(bench, core, settings, share * most, options.seconds)
+                values = 1000 * np.percentile(taken, PERCENTILES)
+                each = "  ".join(
+                    f"p{p} {value:6.1f} ms" for p, value in zip(PERCENTILES, values, strict=True)
+                )
+                print(f"  {share:4.0%} of that, {share * most:5,.0f}/s  {each}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

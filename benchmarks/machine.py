@@ -1,3 +1,0 @@
-"""What a benchmark ran on."""
-
-from worker.bench.machine import machine as machine
