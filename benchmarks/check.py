@@ -9,7 +9,6 @@ each ratio; the exit code is 1 where one is below its bound. Needs the extra `bu
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 from functools import partial
@@ -23,6 +22,7 @@ from benchmarks.engine import (
     SIZES,
     bare_session,
     in_turn,
+    median_ratio,
     our_sessions,
     random_ids,
     random_model,
@@ -59,8 +59,8 @@ def engine_ratios(folder: Path) -> Iterator[Ratio]:
         ],
         ROUNDS,
     )
-    yield "stock onnxruntime over the engine", median(times, 1, 0), 1.1
-    yield "bare products over the engine", median(times, 2, 0), 0.55
+    yield "stock onnxruntime over the engine", median_ratio(times, 1, 0), 1.1
+    yield "bare products over the engine", median_ratio(times, 2, 0), 0.55
 
 
 def classifier_ratios() -> Iterator[Ratio]:
@@ -76,12 +76,8 @@ def classifier_ratios() -> Iterator[Ratio]:
     times = in_turn(
         [one_by_one, partial(forgetful.classify, texts), partial(mindful.classify, texts)], ROUNDS
     )
-    yield "one by one over batches", median(times, 0, 1), 1.5
-    yield "misses over hits", median(times, 1, 2), 50
-
-
-def median(times: list[list[float]], above: int, below: int) -> float:
-    return statistics.median(each[above] / each[below] for each in times)
+    yield "one by one over batches", median_ratio(times, 0, 1), 1.5
+    yield "misses over hits", median_ratio(times, 1, 2), 50
 
 
 def main() -> int:

@@ -67,13 +67,18 @@ class Rung:
     call: Callable[[], object]
 
 
-def artifact_of(model: torch.nn.Module, folder: Path) -> Artifact:
-    """Prepare a model with random weights, with the tokenizer of the built-in one."""
+def artifact_of(model: torch.nn.Module, folder: Path, texts: Sequence[str]) -> Artifact:
+    """Prepare a model with random weights, with the built-in tokenizer, calibrated on texts."""
     checkpoint = folder / "checkpoint"
     model.save_pretrained(checkpoint)  # type: ignore[operator]  # of transformers
     (checkpoint / TOKENIZER_FILE).write_bytes((BUILT_IN_MODEL / TOKENIZER_FILE).read_bytes())
+    lines = (json.dumps({"text": text, "labels": []}) + "\n" for text in texts)
+    (folder / "texts.jsonl").write_text("".join(lines), encoding="utf-8")
     anything = Limits(logit_error=float("inf"))
-    prepare(PrepareOptions(checkpoint, folder / "model", limits=anything))
+    options = PrepareOptions(
+        checkpoint, folder / "model", calibrate_on=folder / "texts.jsonl", limits=anything
+    )
+    prepare(options)
     return load_artifact(folder / "model")
 
 
@@ -91,7 +96,7 @@ def ladder(texts: Sequence[str], folder: Path) -> list[Rung]:
         from torch.ao.quantization import quantize_dynamic  # noqa: PLC0415 - warns when imported
 
         torch_int8 = quantize_dynamic(distilbert, {torch.nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
-    artifact = artifact_of(distilbert, folder)
+    artifact = artifact_of(distilbert, folder, texts[:CHUNK])
     engine, stock = Engine(artifact), stock_session(distilbert, folder)
     more: dict[str, int] = {"num_labels": LABELS}
     bert = BertForSequenceClassification(BertConfig(vocab_size=vocabulary, **more)).eval()  # type: ignore[arg-type,no-untyped-call]

@@ -36,6 +36,7 @@ from benchmarks.stream import (
     PARTITIONS,
     TO,
     Bench,
+    caches,
     rate,
     reach,
     texts_of,
@@ -62,10 +63,6 @@ def capacity(bench: Bench, core: int, settings: dict[str, str]) -> float:
         with on_core(core):
             stage.worker(**settings, **caches(stage))
         return rate(reach(stage, FROM * BACKLOG), reach(stage, TO * BACKLOG))
-
-
-def caches(stage: Stage) -> dict[str, str]:
-    return {"CACHE__ENABLED": "true", "CACHE__DIRECTORY": str(stage.folder / "cache")}
 
 
 def latencies(

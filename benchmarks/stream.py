@@ -57,9 +57,9 @@ class Bench:
     folder: Path
     names: Iterator[str]
 
-    def stage(self) -> Stage:
+    def stage(self, partitions: int = PARTITIONS) -> Stage:
         folder = Path(tempfile.mkdtemp(dir=self.folder))
-        stage = Stage(self.kafka, self.names, folder, partitions=PARTITIONS)
+        stage = Stage(self.kafka, self.names, folder, partitions=partitions)
         stage.settings |= DEFAULTS
         return stage
 
@@ -82,23 +82,32 @@ def rate(begin: tuple[int, float], end: tuple[int, float]) -> float:
     return (end[0] - begin[0]) / (end[1] - begin[1])
 
 
-def rate_of_processes(bench: Bench, processes: int, guarantee: str) -> float:
-    with bench.stage() as stage:
+def cost_of_processes(
+    bench: Bench, processes: int, guarantee: str, partitions: int = PARTITIONS
+) -> Cost:
+    """Return what a message costs where nothing is remembered."""
+    with bench.stage(partitions) as stage:
         bench.produce(stage, BACKLOG)
-        stage.worker(RUN__PROCESSES=str(processes), KAFKA__GUARANTEE=guarantee)
-        return rate(reach(stage, FROM * BACKLOG), reach(stage, TO * BACKLOG))
+        worker = stage.worker(RUN__PROCESSES=str(processes), KAFKA__GUARANTEE=guarantee)
+        begin, cpu = reach(stage, FROM * BACKLOG), cpu_seconds(worker.pid)
+        end = reach(stage, TO * BACKLOG)
+        cpu = cpu_seconds(worker.pid) - cpu
+        return Cost(cpu / (end[0] - begin[0]), rate(begin, end), "")
 
 
 def compare_processes(bench: Bench, runs: int) -> None:
     print(f"one and two processes, {BACKLOG} messages, no cache, medians of {runs}")
     for guarantee in GUARANTEES:
         pairs = [
-            [rate_of_processes(bench, processes, guarantee) for processes in (1, 2)]
+            [cost_of_processes(bench, processes, guarantee) for processes in (1, 2)]
             for _ in range(runs)
         ]
-        one, two = (statistics.median(rates) for rates in zip(*pairs, strict=True))
-        ratio = statistics.median(two / one for one, two in pairs)
-        print(f"  {guarantee:<14} {one:6.0f}/s  {two:6.0f}/s  ratio {ratio:.2f}")
+        one, two = (statistics.median(each.rate for each in c) for c in zip(*pairs, strict=True))
+        ratio, cpu = (
+            statistics.median(getattr(two, what) / getattr(one, what) for one, two in pairs)
+            for what in ("rate", "cpu")
+        )
+        print(f"  {guarantee:<14} {one:6.0f}/s  {two:6.0f}/s  ratio {ratio:.2f}, of CPU {cpu:.2f}")
 
 
 def measure_cached(bench: Bench, runs: int) -> None:
@@ -125,6 +134,11 @@ def measure_cached(bench: Bench, runs: int) -> None:
         print(f"    {costs[-1].steps}")
 
 
+def caches(stage: Stage) -> dict[str, str]:
+    """Return settings for caches that are empty at first."""
+    return {"CACHE__ENABLED": "true", "CACHE__DIRECTORY": str(stage.folder / "cache")}
+
+
 class Cost(NamedTuple):
     """What a message took: seconds of CPU, messages a second, and the steps in words."""
 
@@ -135,10 +149,9 @@ class Cost(NamedTuple):
 
 def cached_cost(bench: Bench, module: str, guarantee: str = GUARANTEES[0]) -> Cost:
     with bench.stage() as stage:
-        cache = {"CACHE__ENABLED": "true", "CACHE__DIRECTORY": str(stage.folder / "cache")}
         bench.produce(stage, CACHED_BACKLOG)
         listen = LISTEN if module == "worker" else {}
-        worker = stage.worker(module, **cache, **listen, KAFKA__GUARANTEE=guarantee)
+        worker = stage.worker(module, **caches(stage), **listen, KAFKA__GUARANTEE=guarantee)
         # By then each text has been there: partitions are not read at the same pace.
         begin = reach(stage, max(2 * len(bench.texts), FROM * CACHED_BACKLOG))
         cpu, before = cpu_seconds(worker.pid), counted(worker) if listen else {}
@@ -149,9 +162,12 @@ def cached_cost(bench: Bench, module: str, guarantee: str = GUARANTEES[0]) -> Co
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process has used, in all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return sum(int(ticks) for ticks in fields[11:13]) / os.sysconf("SC_CLK_TCK")
+    """Return the CPU time of a process, in all its threads and in the processes it has started."""
+    folder = Path(f"/proc/{pid}")
+    fields = (folder / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    children = (folder / "task" / str(pid) / "children").read_text(encoding="ascii").split()
+    own = sum(int(ticks) for ticks in fields[11:13]) / os.sysconf("SC_CLK_TCK")
+    return own + sum(cpu_seconds(int(child)) for child in children)
 
 
 def counted(worker: WorkerProcess) -> dict[str, float]:

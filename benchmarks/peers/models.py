@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MADE_UP = 40_000
+CALIBRATE_ON = 2000
 
 
 class Texts(NamedTuple):
@@ -51,7 +52,7 @@ def make_files(folder: Path, size: str, texts: Texts) -> None:
     (folder / "texts.json").write_text(json.dumps(texts._asdict()), encoding="utf-8")
     vocabulary = Tokenizer.from_file(str(BUILT_IN_MODEL / TOKENIZER_FILE)).get_vocab_size()
     model = random_model(SIZES[size], vocabulary)
-    artifact_of(model, folder)
+    artifact_of(model, folder, texts.distinct[:CALIBRATE_ON])
     limits = json.dumps({"model_max_length": MOST_TOKENS})
     (folder / "checkpoint" / "tokenizer_config.json").write_text(limits, encoding="utf-8")
     stock_session(model, folder)

@@ -13,16 +13,13 @@ import numpy as np
 from worker.bench.machine import machine
 from worker.classifier import Classifier
 from worker.defaults import TOKEN_BUDGET
-from worker.engine import PEAK_SHAPE, peak_session
+from worker.engine import PEAK_SHAPE, Engine, peak_session
 from worker.tokens import TextTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
     from worker.artifact import Artifact
-    from worker.engine import Engine
 
 CHUNK: Final = 2048
 _LENGTHS: Final = (4, 6, 8, 12, 16, 32, 64)
@@ -67,10 +64,8 @@ class Speed:
 
 def measure_speed(artifact: Artifact, texts: Sequence[str]) -> Speed:
     """Measure a model on texts, in their order."""
-    peak = _peak_gops()
     forgetful, mindful = Classifier(artifact, memory_entries=0), Classifier(artifact)
-    ids = [ids for ids, _ in TextTokenizer(artifact).encode(texts)]
-    batches = _batch_speeds(forgetful.engine, artifact, np.concatenate(ids), peak)
+    lengths = [len(ids) for ids, _ in TextTokenizer(artifact).encode(texts)]
     distinct = list(dict.fromkeys(texts))[:_ALONE]
     alone = [1000 * _seconds(partial(forgetful.classify, [text])) for text in distinct]
     without = _per_second(forgetful, texts)
@@ -79,10 +74,10 @@ def measure_speed(artifact: Artifact, texts: Sequence[str]) -> Speed:
     return Speed(
         machine=machine(),
         model=artifact.manifest.name,
-        peak_gops=peak,
-        batches=batches,
+        peak_gops=peak_gops(),
+        batches=batch_speeds(artifact, texts),
         texts=len(texts),
-        tokens_per_text=statistics.mean(map(len, ids)),
+        tokens_per_text=statistics.mean(lengths),
         alone_p50_ms=statistics.median(alone),
         alone_p99_ms=float(np.percentile(alone, 99)),
         without_memory_per_second=without,
@@ -92,9 +87,10 @@ def measure_speed(artifact: Artifact, texts: Sequence[str]) -> Speed:
     )
 
 
-def _batch_speeds(
-    engine: Engine, artifact: Artifact, pool: NDArray[np.int64], peak: float
-) -> list[BatchSpeed]:
+def batch_speeds(artifact: Artifact, texts: Sequence[str]) -> list[BatchSpeed]:
+    """Return the speed of the engine for batches of many shapes, of the tokens of texts."""
+    engine, peak = Engine(artifact), peak_gops()
+    pool = np.concatenate([ids for ids, _ in TextTokenizer(artifact).encode(texts)])
     shape, limit = artifact.manifest.shape, artifact.manifest.max_tokens
     speeds = []
     for tokens in (length for length in _LENGTHS if length <= limit):
@@ -107,7 +103,7 @@ def _batch_speeds(
     return speeds
 
 
-def _peak_gops() -> float:
+def peak_gops() -> float:
     """Return the speed of onnxruntime's int8 product where that is fastest, in one thread."""
     session, (depth, columns) = peak_session(), PEAK_SHAPE
     rows = np.random.default_rng(1).integers(0, 256, (_PEAK_ROWS, depth), dtype=np.uint8)

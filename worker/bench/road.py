@@ -65,10 +65,10 @@ def chunk_costs(artifact: Artifact, texts: Sequence[str]) -> Mapping[int, Sequen
     road = Road(artifact)
     middle = len(texts) // 2
     for begin in range(0, middle, SIZES[-1]):
-        road.label(_events(texts[begin : min(middle, begin + SIZES[-1])]))
+        road.label(events_of(texts[begin : min(middle, begin + SIZES[-1])]))
     costs: dict[int, list[float]] = defaultdict(list)
     for chunk in _chunks(texts[middle:]):
-        events = _events(chunk)
+        events = events_of(chunk)
         begun = time.perf_counter()
         road.label(events)
         costs[len(chunk)].append(time.perf_counter() - begun)
@@ -87,7 +87,8 @@ def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
                 begin += size
 
 
-def _events(texts: Sequence[str]) -> bytes:
+def events_of(texts: Sequence[str]) -> bytes:
+    """Return texts as a record batch of events."""
     return _batch(
         [
             Message("events", json.dumps({"id": f"m-{number}", "text": text}).encode(), b"u", [], 0)
