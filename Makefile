@@ -8,7 +8,8 @@ CHAOS_SECONDS ?= 900
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test chaos compose-test benchmark-caches benchmark-check benchmark-engine \
-	benchmark-ladder benchmark-latency benchmark-peers benchmark-scale benchmark-stream model clean
+	benchmark-ladder benchmark-latency benchmark-peers \
+	benchmark-replay benchmark-scale benchmark-stream model clean
 
 # Labels a chat, with what running needs and nothing more.
 demo: $(VENV)/.runtime
@@ -44,6 +45,14 @@ benchmark-engine: $(VENV)/.all
 # From a padded BERT to this engine, rung by rung; renews docs/ladder.*.
 benchmark-ladder: $(VENV)/.all
 	$(VENV)/bin/python -m benchmarks.ladder --write docs $(if $(TEXTS),--texts $(TEXTS))
+
+# What worker replay takes: start, memory, processes.
+benchmark-replay: $(VENV)/.all
+	$(VENV)/bin/python -m benchmarks.replay $(if $(TEXTS),--texts $(TEXTS))
+
+# What a message costs by length, batch, known messages, partitions.
+benchmark-scale: $(VENV)/.all build/kafka/.jars
+	$(VENV)/bin/python -m benchmarks.scale $(if $(TEXTS),--texts $(TEXTS))
 
 # What remembering is worth and what it costs; TEXTS as above.
 benchmark-caches: $(VENV)/.all

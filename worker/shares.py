@@ -160,7 +160,10 @@ class _Child:
 
     def read(self) -> None:
         """Take what the child has sent."""
-        data = self.socket.recv(_READ_BYTES)
+        data = b""
+        # One that died before it read where to begin.
+        with suppress(ConnectionResetError):
+            data = self.socket.recv(_READ_BYTES)
         self.ended = not data
         self._unread += data
         while chunk := self._next():
