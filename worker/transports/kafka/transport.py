@@ -131,7 +131,8 @@ class KafkaTransport:
         self._deadline = Deadline()
         self._stop_by = math.inf
         self._chunk_records = min(_FIRST_CHUNK_RECORDS, settings.chunk_records)
-        self._last_completed = 0.0
+        # When the last chunk that was completed was taken.
+        self._last_taken = 0.0
         self._complained = 0.0
         self._backoff = _POLL_SECONDS
         self._not_before = 0.0
@@ -184,17 +185,18 @@ class KafkaTransport:
             if not publication.acknowledged:
                 self._take_back(chunk.group, chunk.positions)
             raise
-        self._last_completed = time.monotonic()
+        completed = time.monotonic()
+        self._last_taken = chunk.taken
         self._settled = True
         self.in_hand = False
         self.state.problem = None
         self.state.publish_seconds += publication.acknowledged - started
-        self.state.commit_seconds += self._last_completed - publication.acknowledged
+        self.state.commit_seconds += completed - publication.acknowledged
         self.state.refused += publication.refused
         for partition, commit in chunk.positions.items():
             self._committed[partition] = commit.offset
             self._marks[partition] = Mark.read(commit.metadata)
-        self._adapt(len(chunk.items), self._last_completed - chunk.taken)
+        self._adapt(len(chunk.items), completed - chunk.taken)
 
     def stop_by(self, ends: float) -> None:
         """Abandon the chunk in hand at a point of the monotonic clock; callable at any time."""
@@ -280,7 +282,7 @@ class KafkaTransport:
     def _poll(self) -> KafkaChunk:
         consumer = self._live
         if self._settings.guarantee == "exactly-once":
-            since = time.monotonic() - self._last_completed
+            since = time.monotonic() - self._last_taken
             time.sleep(max(0.0, self._settings.commit_interval_seconds - since))
         started = time.monotonic()
         careful = any(mark.careful for mark in self._marks.values())
