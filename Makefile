@@ -81,7 +81,7 @@ model: $(VENV)/.all
 	$(VENV)/bin/worker finetune --train $(DATA)/train.tsv --dev $(DATA)/dev.tsv \
 		--label-names $(DATA)/labels.txt -o build/emotion
 	$(VENV)/bin/worker prepare build/emotion -o build/model --name emotion --max-tokens 256 \
-		--calibrate $(DATA)/train.tsv --eval $(DATA)/dev.tsv --label-names $(DATA)/labels.txt
+		--eval $(DATA)/dev.tsv --label-names $(DATA)/labels.txt
 	rm -rf worker/models/emotion
 	mv build/model worker/models/emotion
 	$(VENV)/bin/worker evaluate worker/models/emotion $(DATA)/test.tsv \
