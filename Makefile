@@ -54,7 +54,7 @@ benchmark-replay: $(VENV)/.all
 benchmark-scale: $(VENV)/.all build/kafka/.jars
 	$(VENV)/bin/python -m benchmarks.scale $(if $(TEXTS),--texts $(TEXTS))
 
-# What remembering is worth and what it costs; TEXTS as above.
+# What remembering is worth and what it costs.
 benchmark-caches: $(VENV)/.all
 	$(VENV)/bin/python -m benchmarks.caches $(if $(TEXTS),--texts $(TEXTS))
 

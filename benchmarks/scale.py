@@ -26,7 +26,7 @@ from benchmarks.stream import FROM, TO, Bench, caches, cpu_seconds, reach, texts
 from tests.kafka.broker import Cluster, missing
 from worker.artifact import BUILT_IN_MODEL, load_artifact
 from worker.bench.machine import machine
-from worker.bench.measure import batch_speeds
+from worker.bench.measure import batch_speeds, peak_gops
 from worker.bench.road import Road, events_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ RUNS = 3
 
 def by_batch(artifact: Artifact, texts: Sequence[str], price: float) -> None:
     print("\nthe engine, in batches: us a message, and a million messages")
-    for each in batch_speeds(artifact, texts):
+    for each in batch_speeds(artifact, texts, peak_gops()):
         micros = 1e6 / each.messages_per_second
         line = f"  {each.tokens:3} tokens {each.batch:4} at once {micros:8.0f} us"
         print(f"{line} {price * micros:10.4f}  {each.share_of_peak:4.0%} of peak")

@@ -47,20 +47,21 @@ class Costs:
     round_trip: float
 
     @cached_property
-    def _means(self) -> tuple[list[int], list[float]]:
+    def means(self) -> tuple[list[int], list[float]]:
+        """Return the sizes that were measured, and the average seconds of each."""
         sizes = sorted(self.by_size)
         return sizes, [statistics.mean(self.by_size[size]) for size in sizes]
 
     def seconds(self, records: float) -> float:
         """Return what a chunk takes on average, with its round trip."""
-        sizes, means = self._means
+        sizes, means = self.means
         if records <= sizes[-1]:
             return self.round_trip + float(np.interp(records, sizes, means))
         return self.round_trip + means[-1] * records / sizes[-1]
 
     def deviation(self, records: float) -> float:
         """Return the standard deviation of a chunk of so many messages that came by chance."""
-        sizes, means = self._means
+        sizes, means = self.means
         one = statistics.pvariance(self.by_size[sizes[0]])
         more = (means[1] - means[0]) / (sizes[1] - sizes[0])
         return math.sqrt(records * (one + more**2))
@@ -135,9 +136,12 @@ def simulated(costs: Costs, rate: float, seed: int = 1) -> tuple[NDArray[np.floa
     """Return the seconds of messages in a simulation of one process, and how busy that was."""
     rng = np.random.default_rng(seed)
     arrivals = rng.exponential(1 / rate, _SIMULATED_MESSAGES).cumsum()
-    sizes = sorted(costs.by_size)
+    sizes, means = costs.means
     # Of each size, how measured chunks were to their average.
-    spread = {n: [t / statistics.mean(costs.by_size[n]) for t in costs.by_size[n]] for n in sizes}
+    spread = {
+        size: [seconds / mean for seconds in costs.by_size[size]]
+        for size, mean in zip(sizes, means, strict=True)
+    }
     seconds = np.empty(_SIMULATED_MESSAGES)
     now = computed = 0.0
     begin = 0
