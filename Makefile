@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 3
 CHAOS_SECONDS ?= 900
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test chaos compose-test benchmark-caches benchmark-check benchmark-engine \
+.PHONY: demo test chaos compose-test benchmark-batches benchmark-caches benchmark-check benchmark-engine \
 	benchmark-ladder benchmark-latency benchmark-peers \
 	benchmark-replay benchmark-scale benchmark-stream model clean
 
@@ -54,6 +54,10 @@ benchmark-replay: $(VENV)/.all
 benchmark-scale: $(VENV)/.all build/kafka/.jars
 	$(VENV)/bin/python -m benchmarks.scale $(if $(TEXTS),--texts $(TEXTS))
 
+# Batches of one length or of all, and token budgets.
+benchmark-batches: $(VENV)/.all
+	$(VENV)/bin/python -m benchmarks.batches $(if $(TEXTS),--texts $(TEXTS))
+
 # What remembering is worth and what it costs.
 benchmark-caches: $(VENV)/.all
 	$(VENV)/bin/python -m benchmarks.caches $(if $(TEXTS),--texts $(TEXTS))
@@ -81,7 +85,8 @@ model: $(VENV)/.all
 	$(VENV)/bin/worker finetune --train $(DATA)/train.tsv --dev $(DATA)/dev.tsv \
 		--label-names $(DATA)/labels.txt -o build/emotion
 	$(VENV)/bin/worker prepare build/emotion -o build/model --name emotion --max-tokens 256 \
-		--eval $(DATA)/dev.tsv --label-names $(DATA)/labels.txt
+		--eval $(DATA)/dev.tsv --label-names $(DATA)/labels.txt \
+		--calibrate $(DATA)/train.tsv
 	rm -rf worker/models/emotion
 	mv build/model worker/models/emotion
 	$(VENV)/bin/worker evaluate worker/models/emotion $(DATA)/test.tsv \

@@ -42,7 +42,7 @@ from worker.classifier import Classifier
 from worker.defaults import DISK_BYTES, MEMORY_ENTRIES, TOKEN_BUDGET
 from worker.demo.chat import ChatStream
 from worker.engine import Engine
-from worker.tokens import TextTokenizer, id_batches
+from worker.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -168,7 +168,7 @@ def measure_work(texts: Sequence[str], rounds: int) -> None:
     tokenizer, engine = TextTokenizer(artifact), Engine(artifact)
     chosen = list(dict.fromkeys(texts))[:COMPUTED]
     ids = [tokens.ids for tokens in tokenizer.encode(chosen)]
-    batches = [token_ids for _, token_ids in id_batches(ids, TOKEN_BUDGET)]
+    batches = [token_ids for _, token_ids in cut_batches(ids, TOKEN_BUDGET)]
     steps: list[Callable[[], object]] = [
         lambda: [text_key(text) for text in chosen],
         lambda: tokenizer.encode(chosen),

@@ -33,6 +33,7 @@ from worker.bench.machine import machine
 from worker.classifier import Classifier
 from worker.defaults import TOKEN_BUDGET
 from worker.demo.chat import ChatStream
+from worker.engine import packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +54,7 @@ def engine_ratios(folder: Path) -> Iterator[Ratio]:
     ids = random_ids(batch, TOKENS)
     times = in_turn(
         [
-            partial(fixed.run, None, {"input_ids": ids}),
+            partial(fixed.run, None, packed(ids.tolist())),
             partial(stock.run, None, {"input_ids": ids, "attention_mask": np.ones_like(ids)}),
             partial(bare.run, None, feeds),
         ],

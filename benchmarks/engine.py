@@ -42,7 +42,7 @@ from worker.artifact import GRAPH_FILE, Shape
 from worker.bench.machine import machine
 from worker.build.graph import largest_normalized, write_graph
 from worker.defaults import TOKEN_BUDGET
-from worker.engine import int8_products_saturate, open_session
+from worker.engine import int8_products_saturate, open_session, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -85,7 +85,7 @@ def our_sessions(
     heads, exact = model.config.n_heads, int8_products_saturate()
     write_graph(folder, weights, heads=heads)
     by_row = open_session(folder / GRAPH_FILE, exact_products=exact)
-    normalized = largest_normalized(folder, [random_ids(10, 10)])
+    normalized = largest_normalized(folder, [random_ids(10, 10).tolist()])
     write_graph(folder, weights, heads=heads, normalized=normalized)
     return by_row, open_session(folder / GRAPH_FILE, exact_products=exact)
 
@@ -229,10 +229,11 @@ def measure(name: str, rounds: int, most: float | None, folder: Path) -> None:
         shapes = size.products(batch, tokens)
         bare, feeds = bare_session(shapes)
         ids = random_ids(batch, tokens)
+        inputs = packed(ids.tolist())
         times = in_turn(
             [
-                partial(by_row.run, None, {"input_ids": ids}),
-                partial(fixed.run, None, {"input_ids": ids}),
+                partial(by_row.run, None, inputs),
+                partial(fixed.run, None, inputs),
                 partial(bare.run, None, feeds),
                 partial(stock.run, None, {"input_ids": ids, "attention_mask": np.ones_like(ids)}),
             ],

@@ -7,7 +7,7 @@ which speed does not depend on:
 
     BERT-base and DistilBERT, every message padded to 128 tokens; DistilBERT at the message's own
     length; that in int8, by torch and by stock onnxruntime; the engine of this project, a message
-    at a time and in batches of one length; and all of the classifier, tokenizer and caches too.
+    at a time and in batches; and all of the classifier, tokenizer and caches too.
 
 The rungs take the same messages in turn, round by round; figures are medians of the rounds. The
 last two rungs need many messages at a time and take more of the same chat. `--write` renews
@@ -44,7 +44,7 @@ from worker.classifier import Classifier
 from worker.defaults import TOKEN_BUDGET
 from worker.demo.chat import ChatStream
 from worker.engine import Engine
-from worker.tokens import TextTokenizer, id_batches
+from worker.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -100,7 +100,7 @@ def ladder(texts: Sequence[str], folder: Path) -> list[Rung]:
     engine, stock = Engine(artifact), stock_session(distilbert, folder)
     more: dict[str, int] = {"num_labels": LABELS}
     bert = BertForSequenceClassification(BertConfig(vocab_size=vocabulary, **more)).eval()  # type: ignore[arg-type,no-untyped-call]
-    batches = [token_ids for _, token_ids in id_batches(tokens, TOKEN_BUDGET)]
+    batches = [token_ids for _, token_ids in cut_batches(tokens, TOKEN_BUDGET)]
     return [
         Rung("BERT-base, padded to 128", SINGLE, partial(in_torch, bert, single, PADDED)),
         Rung("DistilBERT, padded to 128", SINGLE, partial(in_torch, distilbert, single, PADDED)),
@@ -114,7 +114,11 @@ def ladder(texts: Sequence[str], folder: Path) -> list[Rung]:
                 for ids in single
             ],
         ),
-        Rung("this engine, one by one", SINGLE, lambda: [engine.run(ids) for ids in single]),
+        Rung(
+            "this engine, one by one",
+            SINGLE,
+            lambda: [engine.run([ids]) for ids in tokens[:SINGLE]],
+        ),
         Rung("this engine, in batches", CHUNK, lambda: [engine.run(ids) for ids in batches]),
         Rung("all of it, with caches", STREAM, partial(classify, artifact, texts[:STREAM])),
     ]

@@ -1,4 +1,4 @@
-"""Any string has tokens; batches hold one length each, within a budget."""
+"""Any string has tokens; batches are full, and in the order of length."""
 
 from __future__ import annotations
 
@@ -66,20 +66,23 @@ def test_a_skin_tone_changes_nothing(tokenizer: TextTokenizer) -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 40), max_size=200), budget=st.integers(1, 100))
-def test_batches_hold_each_text_once_one_length_and_at_most_the_budget(
+def test_batches_hold_each_text_once_and_at_most_the_budget(
     lengths: list[int], budget: int
 ) -> None:
-    batches = list(cut_batches(lengths, budget))
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        sizes = [lengths[index] for index in batch]
-        assert len(set(sizes)) == 1
-        assert sum(sizes) <= budget or len(batch) == 1
+    sequences = [[index] * length for index, length in enumerate(lengths)]
+    batches = list(cut_batches(sequences, budget))
+    assert sorted(index for batch, _ in batches for index in batch) == list(range(len(lengths)))
+    for batch, token_ids in batches:
+        assert token_ids == [sequences[index] for index in batch]
+        assert sum(map(len, token_ids)) <= budget or len(batch) == 1
 
 
-@given(lengths=st.lists(st.integers(1, 5), max_size=100), budget=st.integers(5, 50))
-def test_only_the_last_batch_of_a_length_has_room_left(lengths: list[int], budget: int) -> None:
-    batches = [(lengths[batch[0]], len(batch)) for batch in cut_batches(lengths, budget)]
-    for (length, size), (next_length, _) in pairwise(batches):
-        if length == next_length:
-            assert size == budget // length
+@given(lengths=st.lists(st.integers(1, 40), max_size=200), budget=st.integers(1, 100))
+def test_batches_are_full_and_texts_of_one_length_stand_together(
+    lengths: list[int], budget: int
+) -> None:
+    batches = [ids for _, ids in cut_batches([[0] * length for length in lengths], budget)]
+    in_order = [len(ids) for batch in batches for ids in batch]
+    assert in_order == sorted(lengths)
+    for batch, following in pairwise(batches):
+        assert sum(map(len, batch)) + len(following[0]) > budget

@@ -19,7 +19,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
-import numpy as np
 import onnxruntime
 
 from worker import defaults
@@ -29,7 +28,7 @@ from worker.cpu import cpu_kind
 from worker.decisions import decide, scores_of
 from worker.engine import Engine
 from worker.errors import EngineError
-from worker.tokens import TextTokenizer, id_batches
+from worker.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -166,7 +165,7 @@ class Classifier:
         """
         (tokens,) = self._tokenizer.encode([_KNOWN_GOOD_TEXT])
         try:
-            self.engine.run(np.array([tokens.ids], dtype=np.int64))
+            self.engine.run([tokens.ids])
         except EngineError:
             raise EngineError(
                 "the model fails on a known good text", "check the model folder and the memory"
@@ -204,10 +203,10 @@ class Classifier:
         started = time.perf_counter()
         keys, sequences = list(unique), list(unique.values())
         scores = {}
-        for batch, token_ids in id_batches(sequences, self.token_budget):
+        for batch, token_ids in cut_batches(sequences, self.token_budget):
             for index, logits in zip(batch, self.engine.run(token_ids), strict=True):
                 scores[keys[index]] = scores_of(self.artifact.manifest.task, logits).tobytes()
-            self.counts.tokens += token_ids.size
+            self.counts.tokens += sum(len(ids) for ids in token_ids)
             self.counts.batch_sizes[len(batch)] += 1
         self.counts.infer_seconds += time.perf_counter() - started
         return scores

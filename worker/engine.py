@@ -1,4 +1,4 @@
-"""The engine: one onnxruntime session, one thread, batches of one token length.
+"""The engine: one onnxruntime session, one thread, texts of any length without padding.
 
 Bit-exact: the logits of a text are the same bytes whatever else is in its batch.
 """
@@ -6,6 +6,7 @@ Bit-exact: the logits of a text are the same bytes whatever else is in its batch
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,8 @@ from worker.artifact import GRAPH_FILE
 from worker.errors import ArtifactError, EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from worker.artifact import Artifact
@@ -23,6 +26,12 @@ if TYPE_CHECKING:
 # Far slower than the plain nodes they replace (docs/design.md, "Engine").
 _SLOW_FUSIONS: Final = ["SkipLayerNormFusion", "BiasGeluFusion"]
 _ERRORS_ONLY: Final = 3
+# What a graph takes, with its shapes; see `packed`.
+INPUTS: Final[dict[str, list[str | int]]] = {
+    "input_ids": ["tokens"],
+    "position_ids": ["tokens"],
+    "groups": ["groups", 2],
+}
 PROBE_FILE: Final = Path(__file__).with_name("saturation.onnx")
 PROBE_SHAPE: Final = (64, 16)
 PEAK_FILE: Final = Path(__file__).with_name("peak.onnx")
@@ -64,8 +73,10 @@ class Engine:
             raise ArtifactError(f"onnxruntime {ort.__version__} cannot load {path}") from None
         self._check_shape(artifact)
 
-    def run(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the logits, shape [batch, labels], of token ids, shape [batch, tokens].
+    def run(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Return the logits, shape [batch, labels], of texts, given by their token ids.
+
+        The fewer groups of one length stand one after another, the faster.
 
         Raises:
             EngineError: the batch could not be scored, or a logit is not finite.
@@ -73,10 +84,12 @@ class Engine:
         """
         try:
             logits: NDArray[np.float32]
-            (logits,) = self._session.run(["logits"], {"input_ids": token_ids})
+            (logits,) = self._session.run(["logits"], packed(batch))
         except Exception:  # noqa: BLE001 - onnxruntime's errors share no base
-            rows, tokens = token_ids.shape
-            raise EngineError(f"onnxruntime failed on {rows} texts of {tokens} tokens") from None
+            tokens = sum(len(ids) for ids in batch)
+            raise EngineError(
+                f"onnxruntime failed on a batch of {len(batch)} texts, {tokens} tokens in all"
+            ) from None
         if not np.isfinite(logits).all():
             raise EngineError("the model's scores are not finite")
         return logits
@@ -85,12 +98,27 @@ class Engine:
         inputs = [value.name for value in self._session.get_inputs()]
         outputs = [(value.name, value.shape[-1:]) for value in self._session.get_outputs()]
         labels = len(artifact.manifest.labels)
-        if inputs != ["input_ids"] or outputs != [("logits", [labels])]:
+        if inputs != list(INPUTS) or outputs != [("logits", [labels])]:
             raise ArtifactError(
                 f"{artifact.folder / GRAPH_FILE} does not give {labels} logits, as the manifest's "
                 "labels need",
                 "prepare the model anew",
             )
+
+
+def packed(batch: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
+    """Return a graph's inputs for texts, given by their token ids.
+
+    Tokens of all texts stand one after another; `groups` tells of how many texts each stretch of
+    equal lengths is, and of that length.
+    """
+    lengths = [len(ids) for ids in batch]
+    groups = [(sum(1 for _ in same), length) for length, same in groupby(lengths)]
+    return {
+        "input_ids": np.fromiter(chain.from_iterable(batch), np.int64),
+        "position_ids": np.fromiter(chain.from_iterable(map(range, lengths)), np.int64),
+        "groups": np.array(groups, dtype=np.int64),
+    }
 
 
 def open_session(path: Path, *, exact_products: bool) -> ort.InferenceSession:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from worker.artifact import TOKENIZER_FILE
@@ -12,8 +11,6 @@ from worker.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
 
     from worker.artifact import Artifact
 
@@ -67,23 +64,21 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
-def id_batches(
+def cut_batches(
     sequences: Sequence[list[int]], token_budget: int
-) -> Iterator[tuple[list[int], NDArray[np.int64]]]:
-    """Yield batches as `cut_batches` cuts them: indices, and token ids, shape [batch, tokens]."""
-    for batch in cut_batches([len(ids) for ids in sequences], token_budget):
-        yield batch, np.array([sequences[index] for index in batch], dtype=np.int64)
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Cut texts into batches of at most `token_budget` tokens, in the order of their lengths.
 
-
-def cut_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Cut texts into batches of one length each and at most `token_budget` tokens.
-
-    Yields the indices of each batch's texts; a text longer than the budget stands alone.
+    Yields the indices of each batch's texts, and their token ids; a text longer than the budget
+    stands alone.
     """
-    by_length: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        by_length.setdefault(length, []).append(index)
-    for length, indices in by_length.items():
-        size = max(1, token_budget // length)
-        for start in range(0, len(indices), size):
-            yield indices[start : start + size]
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(sequences)), key=lambda index: len(sequences[index])):
+        tokens += len(sequences[index])
+        if batch and tokens > token_budget:
+            yield batch, [sequences[each] for each in batch]
+            batch, tokens = [], len(sequences[index])
+        batch.append(index)
+    if batch:
+        yield batch, [sequences[each] for each in batch]

@@ -11,7 +11,7 @@ from worker.artifact import load_artifact
 from worker.classifier import Classifier
 from worker.defaults import MEMORY_ENTRIES, TOKEN_BUDGET
 from worker.settings import KafkaSettings
-from worker.tokens import TextTokenizer, id_batches
+from worker.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Ours:
     def logits(self, texts: Sequence[str]) -> list[list[float]]:
         tokens = [each.ids for each in TextTokenizer(self._artifact).encode(texts)]
         logits: list[list[float]] = [[]] * len(texts)
-        for batch, token_ids in id_batches(tokens, TOKEN_BUDGET):
+        for batch, token_ids in cut_batches(tokens, TOKEN_BUDGET):
             rows = self._classifier.engine.run(token_ids)
             for index, row in zip(batch, rows, strict=True):
                 logits[index] = np.asarray(row).tolist()

@@ -99,7 +99,7 @@ def batch_speeds(artifact: Artifact, texts: Sequence[str], peak: float) -> list[
     speeds = []
     for tokens in (length for length in _LENGTHS if length <= limit):
         for batch in sorted({*_BATCHES, max(1, TOKEN_BUDGET // tokens)}):
-            ids = np.resize(pool, (batch, tokens)).astype(np.int64)
+            ids = np.resize(pool, (batch, tokens)).tolist()
             times = [_seconds(partial(engine.run, ids)) for _ in range(_WARM_UP + _ROUNDS)]
             seconds = statistics.median(times[_WARM_UP:])
             work = 2 * sum(r * d * c for r, d, c in shape.products(batch, tokens))

@@ -4,13 +4,16 @@ No exporter and no pattern matching: each node stands where this file puts it.
 
 Every matrix product of the encoder runs on int8 weights, a scale a column, and on activations
 quantized by row: a row's scale depends on that row alone, so the answer for a text does not
-depend on the texts it shares a batch with. All texts of a batch have one token length: there is
-no mask and no padding. In the last layer only the first token, which the head reads, goes on
-after attention.
+depend on the texts it shares a batch with. The tokens of a batch stand one after another without
+padding, and all go through a product at once; attention, which is within a text, takes the texts
+of one length together. In the last layer only the first token, which the head reads, goes on after
+attention.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -19,10 +22,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from worker.artifact import GRAPH_FILE, WEIGHTS_FILE
-from worker.engine import int8_products_saturate, open_session
+from worker.engine import INPUTS, int8_products_saturate, open_session, packed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -50,38 +53,37 @@ def write_graph(
 ) -> None:
     """Write `model.onnx` and its `weights.bin` for a checkpoint's weights.
 
-    The graph takes `input_ids`, int64 [batch, tokens], and gives `logits`, float32
-    [batch, labels]. `cut=False` carries all tokens through the last layer: same logits, slower.
+    The graph takes what `worker.engine.packed` makes of texts, and gives `logits`, float32
+    [texts, labels]. `cut=False` carries all tokens through the last layer: same logits, slower.
     `normalized` has the largest size of the numbers that leave each LayerNormalization, as
     `largest_normalized` finds them; with it their scales are fixed, not by row, which is faster.
     """
     layers = sum(name.endswith("attention.q_lin.weight") for name in weights)
     graph = _Graph(weights, heads, normalized)
-    shape = graph.add("Shape", "input_ids")
-    batch = graph.add("Slice", shape, graph.integers("zero", 0), graph.integers("one", 1))
-    tokens = graph.add("Slice", shape, "one", graph.integers("two", 2))
-    rows = _Rows(graph.add("Mul", batch, tokens), graph)
-    by_text = graph.add("Concat", shape, graph.integers("dim", graph.dim), axis=0)
-    hidden = _embeddings(graph, tokens)
+    texts = _Texts(graph)
+    rows = _Rows(graph.add("Shape", "input_ids"), graph)
+    hidden = _embeddings(graph)
     for index in range(layers):
         layer = f"distilbert.transformer.layer.{index}."
-        attended = _attention(graph, layer, hidden, rows, by_text)
+        if index == layers - 1:
+            # A fixed scale makes of what is not finite a number that is. By row, it spreads over
+            # all tokens of its text here, and so the logits show it.
+            graph.fixed.pop(hidden, None)
+        attended = _attention(layer, hidden, rows, texts)
         if cut and index == layers - 1:
-            attended, hidden = (
-                _first_tokens(graph, value, by_text) for value in (attended, hidden)
-            )
-            rows = _Rows(batch, graph)
+            attended, hidden = (texts.first_tokens(value) for value in (attended, hidden))
+            rows = _Rows(graph.add("Shape", hidden, end=1), graph)
         hidden = _feed_forward(graph, layer, attended, hidden, rows)
     if not cut:
-        hidden = _first_tokens(graph, hidden, by_text)
+        hidden = texts.first_tokens(hidden)
     _head(graph, hidden)
     graph.save(folder)
 
 
-def largest_normalized(folder: Path, batches: Iterable[NDArray[np.int64]]) -> list[float]:
+def largest_normalized(folder: Path, batches: Iterable[Sequence[Sequence[int]]]) -> list[float]:
     """Return the largest size of the numbers that leave each LayerNormalization of a graph.
 
-    `batches` are token ids, shape [batch, tokens]; the graph in the folder has no fixed scales.
+    `batches` are token ids, text by text; the graph in the folder has no fixed scales.
     """
     model = onnx.load(folder / GRAPH_FILE, load_external_data=False)
     names = [node.output[0] for node in model.graph.node if node.op_type == "LayerNormalization"]
@@ -96,8 +98,8 @@ def largest_normalized(folder: Path, batches: Iterable[NDArray[np.int64]]) -> li
     finally:
         watched.unlink()
     largest = np.zeros(len(names), dtype=np.float32)
-    for ids in batches:
-        values = session.run(names, {"input_ids": ids})
+    for batch in batches:
+        values = session.run(names, packed(batch))
         largest = np.maximum(largest, [np.abs(value).max() for value in values])
     return [float(value) for value in largest]
 
@@ -145,6 +147,7 @@ class _Graph:
     def __init__(self, weights: Weights, heads: int, normalized: Sequence[float] | None) -> None:
         self._weights = fold_biases(weights)
         self._nodes: list[onnx.NodeProto] = []
+        self._numbers = count()
         self._constants: dict[str, NDArray[Any]] = {}
         self._normalized = None if normalized is None else iter(normalized)
         # The fixed scale of a value, where it has one.
@@ -153,10 +156,23 @@ class _Graph:
         self.dim = weights["distilbert.embeddings.LayerNorm.weight"].size
 
     def add(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:  # noqa: ANN401 - what ONNX takes
-        output = f"{op}_{len(self._nodes)}"
+        output = self.name(op)
         node = helper.make_node(op, inputs, [output], output, domain=domain, **attributes)
         self._nodes.append(node)
         return output
+
+    def name(self, what: str) -> str:
+        """Return a name that no other value has."""
+        return f"{what}_{next(self._numbers)}"
+
+    @contextmanager
+    def apart(self) -> Iterator[list[onnx.NodeProto]]:
+        """Add nodes to a list of their own, for a graph within this one."""
+        outer, self._nodes = self._nodes, []
+        try:
+            yield self._nodes
+        finally:
+            self._nodes = outer
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
         self._constants[name] = np.asarray(value, order="C")
@@ -190,8 +206,11 @@ class _Graph:
         graph = helper.make_graph(
             self._nodes,
             "distilbert-int8",
-            [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels])],
+            [
+                helper.make_tensor_value_info(name, TensorProto.INT64, shape)
+                for name, shape in INPUTS.items()
+            ],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["texts", labels])],
             tensors,
         )
         (folder / GRAPH_FILE).write_bytes(serialize(graph))
@@ -253,7 +272,80 @@ class _Rows:
         return self._graph.constant("zero_point", np.array(_ZERO_POINT, dtype=np.uint8))
 
 
-def _embeddings(graph: _Graph, tokens: str) -> str:
+class _Texts:
+    """Where the texts of a batch begin and end, and attention within each."""
+
+    def __init__(self, graph: _Graph) -> None:
+        self._graph = graph
+        axis = graph.integers("one", 1)
+        rows = graph.add("ReduceProd", "groups", axis)
+        self._ends = graph.add("CumSum", rows, graph.integers("zero", 0))
+        self._starts = graph.add("Sub", self._ends, rows)
+        # Texts, tokens, and whatever that leaves.
+        widths = graph.integers("one_column", 0, 0, 0, 1)
+        self._shapes = graph.add("Pad", "groups", widths, graph.integers("rest", -1))
+        self._count = graph.add("Shape", "groups", end=1)
+        self._alone = graph.add("Equal", self._count, axis)
+        self._first = graph.add("Equal", "position_ids", "zero")
+        graph.integers("all", -1)
+        graph.integers("by_row", -1, graph.dim)
+
+    def first_tokens(self, value: str) -> str:
+        """Keep each text's first token: [rows, dim] to [texts, dim]."""
+        return self._graph.add("Compress", value, self._first, axis=0)
+
+    def attend(self, parts: Sequence[str]) -> str:
+        """Attend over the tokens of each text; query, key and value [rows, dim] to [rows, dim]."""
+        graph = self._graph
+        with graph.apart() as nodes:
+            whole = self._attend(parts, graph.add("Reshape", self._shapes, "all"))
+        at_once = helper.make_graph(nodes, f"at_once_{whole}", [], [_floats(whole)])
+        with graph.apart() as nodes:
+            together = graph.add("ConcatFromSequence", self._group_by_group(parts), axis=0)
+        by_group = helper.make_graph(nodes, f"by_group_{together}", [], [_floats(together)])
+        # Where all texts have one length, which is how most come, nothing has to be copied.
+        return graph.add("If", self._alone, then_branch=at_once, else_branch=by_group)
+
+    def _group_by_group(self, parts: Sequence[str]) -> str:
+        graph = self._graph
+        index, going, before = (graph.name(each) for each in ("group", "going", "before"))
+        with graph.apart() as nodes:
+            start, end, shape = (
+                graph.add("Gather", each, index, axis=0)
+                for each in (self._starts, self._ends, self._shapes)
+            )
+            attended = self._attend([graph.add("Slice", part, start, end) for part in parts], shape)
+            after = graph.add("SequenceInsert", before, attended)
+            going_on = graph.add("Identity", going)
+        body = helper.make_graph(
+            nodes,
+            f"group_{after}",
+            [
+                helper.make_tensor_value_info(index, TensorProto.INT64, []),
+                helper.make_tensor_value_info(going, TensorProto.BOOL, []),
+                helper.make_tensor_sequence_value_info(before, TensorProto.FLOAT, None),
+            ],
+            [
+                helper.make_tensor_value_info(going_on, TensorProto.BOOL, []),
+                helper.make_tensor_sequence_value_info(after, TensorProto.FLOAT, None),
+            ],
+        )
+        empty = graph.add("SequenceEmpty", dtype=TensorProto.FLOAT)
+        return graph.add("Loop", self._count, "", empty, body=body)
+
+    def _attend(self, parts: Sequence[str], shape: str) -> str:
+        """Attend within texts of one length, whose rows become that shape."""
+        graph = self._graph
+        texts = [graph.add("Reshape", part, shape) for part in parts]
+        attended = graph.add("Attention", *texts, q_num_heads=graph.heads, kv_num_heads=graph.heads)
+        return graph.add("Reshape", attended, "by_row")
+
+
+def _floats(value: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(value, TensorProto.FLOAT, None)
+
+
+def _embeddings(graph: _Graph) -> str:
     """Look tokens and positions up, and normalize; returns [rows, dim]."""
     table = graph.weight("distilbert.embeddings.word_embeddings.weight")
     words, scales = quantize_columns(table.T)
@@ -261,27 +353,18 @@ def _embeddings(graph: _Graph, tokens: str) -> str:
     scale = graph.add("Gather", graph.constant("word_scales", scales[:, None]), "input_ids")
     word = graph.add("Mul", graph.add("Cast", word, to=TensorProto.FLOAT), scale)
     positions = graph.vector("distilbert.embeddings.position_embeddings.weight")
-    position = graph.add("Slice", positions, "zero", tokens)
+    position = graph.add("Gather", positions, "position_ids")
     hidden = graph.add("Add", word, position)
-    flat = graph.add("Reshape", hidden, graph.integers("by_row", -1, graph.dim))
-    return graph.normalize(flat, "distilbert.embeddings.LayerNorm")
+    return graph.normalize(hidden, "distilbert.embeddings.LayerNorm")
 
 
-def _attention(graph: _Graph, layer: str, hidden: str, rows: _Rows, by_text: str) -> str:
+def _attention(layer: str, hidden: str, rows: _Rows, texts: _Texts) -> str:
     """Attend over the tokens of each text; [rows, dim] to [rows, dim]."""
     quantized = rows.quantize(hidden)
     query = rows.product(quantized, f"{layer}attention.q_lin", bias=True)
     key = rows.product(quantized, f"{layer}attention.k_lin")
     value = rows.product(quantized, f"{layer}attention.v_lin")
-    texts = [graph.add("Reshape", part, by_text) for part in (query, key, value)]
-    attended = graph.add("Attention", *texts, q_num_heads=graph.heads, kv_num_heads=graph.heads)
-    return graph.add("Reshape", attended, "by_row")
-
-
-def _first_tokens(graph: _Graph, value: str, by_text: str) -> str:
-    """Keep each text's first token: [rows, dim] to [batch, dim]."""
-    first = graph.constant("first", np.array(0, dtype=np.int64))
-    return graph.add("Gather", graph.add("Reshape", value, by_text), first, axis=1)
+    return texts.attend([query, key, value])
 
 
 def _feed_forward(graph: _Graph, layer: str, attended: str, residual: str, rows: _Rows) -> str:

@@ -37,7 +37,7 @@ from worker.errors import ConfigurationError, QualityGateError
 from worker.evaluate import check_labels
 from worker.labelled import LabelledFormat, read_labelled
 from worker.quality import measure
-from worker.tokens import TextTokenizer, id_batches
+from worker.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -135,7 +135,7 @@ def _write_model(
     if options.calibrate_on:
         texts = [example.text for example in read_labelled(options.calibrate_on, options.form)]
         encodings = encode(checkpoint.tokenizer, texts, max_tokens)
-        batches = id_batches(encodings, TOKEN_BUDGET)
+        batches = cut_batches(encodings, TOKEN_BUDGET)
         normalized = largest_normalized(folder, (token_ids for _, token_ids in batches))
         write_graph(folder, weights, heads=config.n_heads, normalized=normalized)
         path = options.calibrate_on
@@ -223,7 +223,7 @@ def _compare_logits(limits: Limits, checkpoint: Checkpoint, artifact: Artifact) 
     fp32 = checkpoint.logits(_BUILT_IN_TEXTS, artifact.manifest.max_tokens)
     engine = Engine(artifact)
     tokens = TextTokenizer(artifact).encode(_BUILT_IN_TEXTS)
-    int8 = np.concatenate([engine.run(np.array([ids], dtype=np.int64)) for ids, _ in tokens])
+    int8 = np.concatenate([engine.run([ids]) for ids, _ in tokens])
     error = float(np.linalg.norm(int8 - fp32) / np.linalg.norm(fp32))
     if not error <= limits.logit_error:
         raise QualityGateError(
