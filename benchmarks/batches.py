@@ -65,7 +65,10 @@ def main() -> int:
     tokens = [ids for ids, _ in TextTokenizer(artifact).encode(texts[: max(AT_HAND)])]
     print("\nus a message; of one length, then of all lengths with a budget of so many tokens")
     print("at hand  one length", *(f"{budget:6}" for budget in BUDGETS), "  one length over 512")
-    ways: list[Way] = [of_one_length, *(partial(of_all_lengths, budget=budget) for budget in BUDGETS)]
+    ways: list[Way] = [
+        of_one_length,
+        *(partial(of_all_lengths, budget=budget) for budget in BUDGETS),
+    ]
     for size in AT_HAND:
         chosen = tokens[: max(LEAST, size)]
         chunks = [chosen[begin : begin + size] for begin in range(0, len(chosen), size)]

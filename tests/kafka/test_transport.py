@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -12,17 +14,22 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError
 
-from tests.kafka.broker import wait_until
+from tests.kafka.broker import PATIENCE, wait_until
+from tests.kafka.proxy import Api, Cut, Delay, Fault, Hold, Moment, Proxy
 from tests.transports.contract import (
     RECORDS_A_PARTITION,
     Harness,
     Name,
     TransportContract,
+    name_of,
+    outcomes_of,
     value_of,
 )
 from worker.codec import Fields, LabelEncoder, json_decoder
 from worker.settings import KafkaSettings
+from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.clients import new_consumer, resume
+from worker.transports.kafka.publishers import Deadline
 from worker.transports.kafka.records import Message, MessageEncoder
 from worker.transports.kafka.transport import KafkaTransport, Limits
 
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
 
     from kafka.consumer.fetcher import ConsumerRecord
 
-    from tests.kafka.broker import Kafka
+    from tests.kafka.broker import Kafka, Node
     from worker.messages import DeadLetter, Labelled
     from worker.transports.base import Transport
     from worker.transports.kafka.transport import KafkaChunk
@@ -72,10 +79,16 @@ class DrainingTransport(KafkaTransport):
 class KafkaHarness(Harness):
     partitions = 3
 
-    def __init__(self, kafka: Kafka, names: Iterator[str], guarantee: Guarantee) -> None:
+    def __init__(
+        self,
+        kafka: Kafka,
+        names: Iterator[str],
+        guarantee: Guarantee,
+        bootstrap: str | None = None,
+    ) -> None:
         self.kafka = kafka
         self.settings = KafkaSettings(
-            brokers=(kafka.bootstrap,),
+            brokers=(bootstrap or kafka.bootstrap,),
             input_topics=(next(names),),
             output_topic=next(names),
             dead_letter_topic=next(names),
@@ -174,6 +187,110 @@ class TestKafkaTransport(TransportContract):
         harness = KafkaHarness(kafka, topic_names, guarantee)
         yield harness
         harness.close()
+
+
+@pytest.fixture
+def proxied_harness(
+    kafka: Kafka, kafka_node: Node, topic_names: Iterator[str]
+) -> Iterator[tuple[KafkaHarness, Proxy]]:
+    """Return a harness at least once, whose consumers come by way of a proxy."""
+    bootstrap = f"127.0.0.1:{kafka_node.proxy_port}"
+    with Proxy(kafka_node.proxy_port, kafka_node.proxied_port) as proxy:
+        harness = KafkaHarness(kafka, topic_names, "at-least-once", bootstrap)
+        yield harness, proxy
+        harness.close()
+
+
+def test_the_next_chunk_is_taken_while_a_commit_is_under_way_and_not_published_before_its_end(
+    proxied_harness: tuple[KafkaHarness, Proxy],
+) -> None:
+    harness, proxy = proxied_harness
+    consumer = harness.consumer()
+    chunks = consumer.chunks()
+    first = next(chunks)
+    commit = Fault(api=Api.OFFSET_COMMIT, moment=Moment.BEFORE_ANSWER, action=Hold())
+    held = proxy.arm(commit)
+    consumer.complete(first, outcomes_of(first))
+    assert held.struck.wait(PATIENCE)
+    second = next(chunks)
+    consumer.stop_by(time.monotonic() + 1)
+    with pytest.raises(ChunkAbandonedError):
+        consumer.complete(second, outcomes_of(second))
+    assert sorted(harness.published()) == list(map(name_of, first.items))
+    held.release()
+    consumer.stop_by(math.inf)
+    for chunk in chunks:
+        consumer.complete(chunk, outcomes_of(chunk))
+    assert sorted(harness.published()) == harness.names()
+
+
+@pytest.mark.parametrize("moment", list(Moment))
+def test_a_last_commit_that_is_lost_is_made_again_and_repeats_nothing(
+    proxied_harness: tuple[KafkaHarness, Proxy], moment: Moment
+) -> None:
+    harness, proxy = proxied_harness
+    consumer = harness.consumer()
+    left = len(harness.names())
+    for chunk in consumer.chunks():
+        left -= len(chunk.items)
+        if left == 0:
+            # The one before must not be hit.
+            consumer._publisher.settle(Deadline(PATIENCE))
+            proxy.arm(Fault(api=Api.OFFSET_COMMIT, moment=moment, action=Cut()))
+        # Where the answer is lost, nothing comes again.
+        consumer.complete(chunk, outcomes_of(chunk))
+    assert left <= 0
+    assert sorted(harness.published()) == harness.names()
+
+
+def test_a_commit_that_is_under_way_when_a_consumer_closes_is_done(
+    proxied_harness: tuple[KafkaHarness, Proxy],
+) -> None:
+    harness, proxy = proxied_harness
+    consumer = harness.consumer()
+    chunk = next(consumer.chunks())
+    proxy.arm(Fault(api=Api.OFFSET_COMMIT, moment=Moment.BEFORE_REQUEST, action=Delay(0.5)))
+    consumer.complete(chunk, outcomes_of(chunk))
+    consumer.close(PATIENCE)
+    committed = harness.kafka.committed(harness.settings.group, harness.settings.input_topics[0])
+    assert sum(committed.values()) == len(chunk.items)
+
+
+def test_what_comes_while_a_chunk_is_in_hand_is_in_the_next_one(
+    kafka: Kafka, topic_names: Iterator[str]
+) -> None:
+    harness = KafkaHarness(kafka, topic_names, "at-least-once")
+    for chunk in (drained := harness.consumer()).chunks():
+        drained.complete(chunk, outcomes_of(chunk))
+    drained.close(1)
+    consumer = harness.consumer()
+    # Past the end that it has for the contract.
+    chunks = KafkaTransport.chunks(consumer)
+    sizes = []
+    produce(harness, 1)
+    for coming in (1, 5, 5):
+        chunk = next_with_records(consumer, chunks)
+        sizes.append(len(chunk.items))
+        for _ in range(coming):
+            produce(harness, 1)
+        consumer.complete(chunk, outcomes_of(chunk))
+        # As if this chunk had taken no time.
+        consumer._chunk_records = 100
+    harness.close()
+    assert sizes == [1, 1, 5]
+
+
+def next_with_records(consumer: KafkaTransport, chunks: Iterator[KafkaChunk]) -> KafkaChunk:
+    for chunk in chunks:
+        if chunk.items:
+            break
+        consumer.complete(chunk, [])
+    return chunk
+
+
+def produce(harness: KafkaHarness, number: int) -> None:
+    topic = harness.settings.input_topics[0]
+    harness.kafka.produce(topic, [(None, value_of(0, 0), [], 0, None)] * number)
 
 
 def test_a_partition_that_was_paused_with_records_in_line_is_read_on(

@@ -112,8 +112,13 @@ def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa
             | more
         ),
     )
-    consumer._fetcher.PartitionRecords = _Records  # noqa: SLF001 - nothing public leads there
+    consumer._fetcher.__class__ = _Fetcher  # noqa: SLF001 - nothing public leads there
     return consumer
+
+
+def fetch_ahead(consumer: KafkaConsumer) -> None:
+    """Ask for records of all partitions of which none are here, for the next poll to find."""
+    consumer._fetcher.send_fetches()  # noqa: SLF001 - as above
 
 
 class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka-python has no types
@@ -130,6 +135,28 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka-python 
             self._next_inline_exception = error
             raise
         return records
+
+
+class _Fetcher(Fetcher):  # type: ignore[misc]  # kafka-python has no types
+    """Asks for records when told to, or when a poll finds none.
+
+    The client's own asks whenever a poll gives records away. The answer has what came until then,
+    and grows old while those are labelled.
+    """
+
+    PartitionRecords = _Records
+
+    def fetch_records(
+        self,
+        max_records: int | None = None,
+        update_offsets: bool = True,  # noqa: FBT001, FBT002 - the client's signature
+        timeout_ms: float | None = None,
+    ) -> Any:  # noqa: ANN401 - as above
+        """Return records that are here, by partition, and whether there is nothing to wait for."""
+        records, _ = self.fetched_records(max_records, update_offsets=update_offsets)
+        if records:
+            return records, False
+        return super().fetch_records(max_records, update_offsets, timeout_ms)
 
 
 def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa: ANN401 - its options

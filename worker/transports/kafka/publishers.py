@@ -12,6 +12,7 @@ import math
 import time
 import uuid
 from contextlib import suppress
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from kafka import errors as kafka_errors
@@ -23,8 +24,10 @@ from worker.transports.kafka.publication import AbandonedError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+    from kafka.future import Future
     from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
     from worker.settings import KafkaSettings
@@ -54,9 +57,9 @@ _COMMIT_SECONDS: Final = 5.0
 class Deadline:
     """A point of the monotonic clock, which another thread may bring forward."""
 
-    def __init__(self) -> None:
-        """Set none yet."""
-        self.ends = math.inf
+    def __init__(self, seconds: float = math.inf) -> None:
+        """Set it to some seconds from now."""
+        self.ends = time.monotonic() + seconds
 
     @property
     def remaining(self) -> float:
@@ -99,8 +102,18 @@ class Publisher(Protocol):
     ) -> None:
         """Publish messages, see each acknowledged, and commit positions, within a deadline.
 
+        The commit may still be under way on return: `settle` it before the next call.
+
         Raises:
             AbandonedError: not everything was done, or it is not known to be.
+
+        """
+
+    def settle(self, deadline: Deadline) -> None:
+        """See committed what was published last, within a deadline.
+
+        Raises:
+            AbandonedError: it is not, or not known to be.
 
         """
 
@@ -114,8 +127,9 @@ class Publisher(Protocol):
 class AtLeastOnce:
     """Sends, waits for every acknowledgement, then commits the positions.
 
-    What an abandoned chunk had acknowledged is remembered, and not sent again by this process;
-    and nothing is sent while an earlier send is undecided.
+    The commit is under way while the next chunk is fetched and labelled, which is not sent before
+    the commit is done. What was acknowledged and not committed is remembered, and not sent again by
+    this process; and nothing is sent while an earlier send is undecided.
     """
 
     def __init__(self, settings: KafkaSettings, consumer: Callable[[], KafkaConsumer]) -> None:
@@ -125,9 +139,14 @@ class AtLeastOnce:
         self._producer: KafkaProducer | None = None
         self._sent: list[SentBatch] = []
         self._acknowledged: set[Place] = set()
+        # The commit that is under way, and what it will commit.
+        self._commit: Future | None = None
+        self._committing: AbstractSet[Place] = frozenset()
 
     def prepare(self, timeout: float) -> bool:
         """See the contract."""
+        with suppress(AbandonedError):
+            self.settle(Deadline(timeout))
         if self._producer is None:
             # Undecided sends end with their client, so there is no time limit on them before.
             self._producer = new_producer(
@@ -160,14 +179,22 @@ class AtLeastOnce:
             except kafka_errors.KafkaError as error:
                 raise AbandonedError(sentence(error)) from None
         publication.acknowledged = time.monotonic()
-        try:
-            self._consumer().commit(
-                dict(positions), timeout_ms=_ms(min(_COMMIT_SECONDS, deadline.remaining))
-            )
-        except kafka_errors.KafkaError as error:
-            raise AbandonedError(sentence(error)) from None
+        self._commit = commit(self._consumer(), positions)
+        self._committing = publication.messages.keys()
+
+    def settle(self, deadline: Deadline) -> None:
+        """See the contract."""
+        under_way, self._commit = self._commit, None
+        if under_way is None:
+            return
+        decided = Event()
+        under_way.add_both(lambda _: decided.set())
+        if not deadline.wait(decided.wait):
+            raise AbandonedError("the brokers do not commit in time")
+        if under_way.failed():
+            raise AbandonedError(sentence(under_way.exception))
         # What was put back for being in other partitions of the same abandoned chunk is kept.
-        self._acknowledged -= publication.messages.keys()
+        self._acknowledged -= self._committing
 
     def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
         """See the contract."""
@@ -269,6 +296,9 @@ class ExactlyOnce:
                 self._discard()
                 raise
 
+    def settle(self, deadline: Deadline) -> None:
+        """See the contract: a transaction that is done has committed."""
+
     def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
         """See the contract: an aborted transaction leaves nothing to remember."""
 
@@ -321,6 +351,12 @@ class ExactlyOnce:
     def _discard(self) -> None:
         discard(self._producer)
         self._producer = None
+
+
+def commit(consumer: KafkaConsumer, positions: Positions) -> Future:
+    """Begin to commit; the future fails where the consumer has lost its partitions meanwhile."""
+    # The public call gives the future of something else while it looks for the coordinator.
+    return consumer._coordinator._do_commit_offsets_async(dict(positions))  # noqa: SLF001 - as above
 
 
 def discard(producer: KafkaProducer | None) -> None:

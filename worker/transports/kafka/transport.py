@@ -1,9 +1,10 @@
 """One consumer of a group as a transport; see `transports/base` for what it promises.
 
-While a chunk is in hand nothing polls, so nothing is in flight when partitions move. A chunk that
-was not completed is abandoned: all partitions are paused, polls go on to stay in the group, and
-before the next chunk every partition is rewound to what the broker says is committed, because
-positions in memory would silently skip what was in hand.
+While a chunk is in hand nothing polls. So when partitions move nothing is in flight but a commit,
+which the broker takes only if it comes before they moved. A chunk that was not completed is
+abandoned: all partitions are paused, polls go on to stay in the group, and before the next chunk
+every partition is rewound to what the broker says is committed, because positions in memory would
+silently skip what was in hand.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from worker.errors import WorkerError
 from worker.messages import DeadLetter, ErrorKind, Skipped
 from worker.telemetry.logs import log
 from worker.telemetry.stacks import log_stacks
-from worker.transports.kafka.clients import is_member, new_consumer, resume, sentence
+from worker.transports.kafka.clients import (
+    fetch_ahead,
+    is_member,
+    new_consumer,
+    resume,
+    sentence,
+)
 from worker.transports.kafka.positions import (
     Mark,
     establish_starts,
@@ -179,8 +186,14 @@ class KafkaTransport:
         self._deadline.ends = min(self._stop_by, chunk.taken + self._settings.deadline_seconds)
         try:
             self._deadline.check("the chunk took too long to label")
+            if self._settings.guarantee == "at-least-once":
+                # They are here when this chunk is published. A transaction's end is waited for.
+                fetch_ahead(self._live)
+            self._publisher.settle(self._deadline)
+            settled = time.monotonic()
             self._publisher.publish(publication, chunk.positions, chunk.group, self._deadline)
         except AbandonedError as error:
+            self._settled = False
             self._complain(str(error))
             if not publication.acknowledged:
                 self._take_back(chunk.group, chunk.positions)
@@ -190,8 +203,8 @@ class KafkaTransport:
         self._settled = True
         self.in_hand = False
         self.state.problem = None
-        self.state.publish_seconds += publication.acknowledged - started
-        self.state.commit_seconds += completed - publication.acknowledged
+        self.state.publish_seconds += publication.acknowledged - settled
+        self.state.commit_seconds += settled - started + completed - publication.acknowledged
         self.state.refused += publication.refused
         for partition, commit in chunk.positions.items():
             self._committed[partition] = commit.offset
@@ -204,7 +217,10 @@ class KafkaTransport:
         self._deadline.ends = min(self._deadline.ends, ends)
 
     def close(self, timeout: float) -> None:
-        """Leave the group and let the brokers go, within some seconds."""
+        """Leave the group and let the brokers go, within some seconds.
+
+        A commit that is under way goes ahead of the leave on its connection.
+        """
         self._publisher.close()
         self._drop_consumer(timeout)
         self.state.joined = False
@@ -407,6 +423,11 @@ class KafkaTransport:
         # A process that was asleep, or waited for brokers, has not looked.
         passed = min(now - self._probed, 2 * _PROBE_SECONDS)
         self._probed = now
+        try:
+            self._publisher.settle(Deadline(_CALL_SECONDS))
+        except AbandonedError:
+            self._settled = False
+            raise
         consumer = self._live
         assigned = consumer.assignment()
         positions = {p: consumer.position(p, timeout_ms=_ms(_CALL_SECONDS)) for p in assigned}
@@ -481,8 +502,10 @@ class KafkaTransport:
 
         """
         self._deadline.ends = ends or min(self._stop_by, time.monotonic() + _CALL_SECONDS)
+        self._publisher.settle(self._deadline)
         nothing = Publication([], self._dead_letter_of_refused)
         self._publisher.publish(nothing, offsets, group, self._deadline)
+        self._publisher.settle(self._deadline)
 
     def _look_for_undecodable(self) -> None:
         """Read each partition by itself from where it stands.
