@@ -139,14 +139,16 @@ class AtLeastOnce:
         self._producer: KafkaProducer | None = None
         self._sent: list[SentBatch] = []
         self._acknowledged: set[Place] = set()
-        # The commit that is under way, and what it will commit.
+        # The commit that is under way, and what it commits.
         self._commit: Future | None = None
+        self._positions: Positions = {}
         self._committing: AbstractSet[Place] = frozenset()
 
     def prepare(self, timeout: float) -> bool:
         """See the contract."""
         with suppress(AbandonedError):
-            self.settle(Deadline(timeout))
+            # And not again: the partitions may have gone meanwhile.
+            self._await_commit(Deadline(timeout))
         if self._producer is None:
             # Undecided sends end with their client, so there is no time limit on them before.
             self._producer = new_producer(
@@ -180,21 +182,40 @@ class AtLeastOnce:
                 raise AbandonedError(sentence(error)) from None
         publication.acknowledged = time.monotonic()
         self._commit = commit(self._consumer(), positions)
-        self._committing = publication.messages.keys()
+        self._positions, self._committing = positions, publication.messages.keys()
 
     def settle(self, deadline: Deadline) -> None:
         """See the contract."""
+        if self._commit is None:
+            return
+        error = self._await_commit(deadline)
+        if isinstance(error, kafka_errors.RetriableError):
+            error = self._commit_again(deadline)
+        if error is not None:
+            raise AbandonedError(sentence(error))
+        # What was put back for being in other partitions of the same abandoned chunk is kept.
+        self._acknowledged -= self._committing
+
+    def _await_commit(self, deadline: Deadline) -> Exception | None:
+        """Wait until no commit is under way; returns why it has failed, if it has."""
         under_way, self._commit = self._commit, None
         if under_way is None:
-            return
+            return None
         decided = Event()
         under_way.add_both(lambda _: decided.set())
         if not deadline.wait(decided.wait):
             raise AbandonedError("the brokers do not commit in time")
-        if under_way.failed():
-            raise AbandonedError(sentence(under_way.exception))
-        # What was put back for being in other partitions of the same abandoned chunk is kept.
-        self._acknowledged -= self._committing
+        error: Exception | None = under_way.exception
+        return error
+
+    def _commit_again(self, deadline: Deadline) -> Exception | None:
+        timeout = _ms(min(_COMMIT_SECONDS, deadline.remaining))
+        failure: Exception | None = None
+        try:
+            self._consumer().commit(dict(self._positions), timeout_ms=timeout)
+        except kafka_errors.KafkaError as error:
+            failure = error
+        return failure
 
     def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
         """See the contract."""
