@@ -7,8 +7,8 @@ TEST_PROCESSES ?= 3
 CHAOS_SECONDS ?= 900
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test chaos compose-test benchmark-batches benchmark-caches benchmark-check benchmark-engine \
-	benchmark-ladder benchmark-latency benchmark-peers \
+.PHONY: demo test chaos compose-test benchmark-batches benchmark-caches benchmark-check \
+	benchmark-engine benchmark-ladder benchmark-latency benchmark-peers \
 	benchmark-replay benchmark-scale benchmark-stream model clean
 
 # Labels a chat, with what running needs and nothing more.

@@ -42,8 +42,7 @@ def of_one_length(chunk: Sequence[list[int]]) -> Iterator[list[list[int]]]:
     for ids in chunk:
         by_length.setdefault(len(ids), []).append(ids)
     for same in by_length.values():
-        for _, batch in cut_batches(same, TOKEN_BUDGET):
-            yield batch
+        yield from of_all_lengths(same, TOKEN_BUDGET)
 
 
 def of_all_lengths(chunk: Sequence[list[int]], budget: int) -> Iterator[list[list[int]]]:
