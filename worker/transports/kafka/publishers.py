@@ -181,7 +181,10 @@ class AtLeastOnce:
             except kafka_errors.KafkaError as error:
                 raise AbandonedError(sentence(error)) from None
         publication.acknowledged = time.monotonic()
-        self._commit = commit(self._consumer(), positions)
+        try:
+            self._commit = commit(self._consumer(), positions)
+        except kafka_errors.KafkaError as error:
+            raise AbandonedError(sentence(error)) from None
         self._positions, self._committing = positions, publication.messages.keys()
 
     def settle(self, deadline: Deadline) -> None:

@@ -188,7 +188,8 @@ class KafkaTransport:
             self._deadline.check("the chunk took too long to label")
             if self._settings.guarantee == "at-least-once":
                 # They are here when this chunk is published. A transaction's end is waited for.
-                fetch_ahead(self._live)
+                with suppress(kafka_errors.KafkaError):  # which the next poll meets again
+                    fetch_ahead(self._live)
             self._publisher.settle(self._deadline)
             settled = time.monotonic()
             self._publisher.publish(publication, chunk.positions, chunk.group, self._deadline)
