@@ -70,7 +70,7 @@ benchmark-latency: $(VENV)/.all build/kafka/.jars
 benchmark-check: $(VENV)/.all
 	$(VENV)/bin/python -m benchmarks.check
 
-# What a user would pick instead, each in a pinned environment (7 GB under build/); renews peers.json.
+# What a user would pick instead, each in a pinned environment (7 GB under build/).
 benchmark-peers: $(VENV)/.all build/kafka/.jars
 	$(VENV)/bin/python -m benchmarks.peers --write docs $(if $(TEXTS),--texts $(TEXTS))
 

@@ -7,7 +7,8 @@ Random weights, which speed does not depend on, in one run, one thread, round by
 - ours, the graph that `worker prepare` writes, with all activations quantized by row;
 - the same with scales that are fixed after normalizations (`worker prepare --calibrate`);
 - its bare matrix products, the same MatMulIntegerToFloat shapes with nothing between them;
-- stock: the same weights as torch exports them, through onnxruntime's quantize_dynamic.
+- stock: the same weights as torch exports them, through onnxruntime's quantize_dynamic;
+- u8 x u8: fixed scales, by the products that are exact on CPUs without VNNI.
 
 Ratios are medians over the rounds. Where there is a C compiler, a loop of dot products in
 registers measures the core's int8 peak. Needs the extra `build`.
@@ -221,9 +222,10 @@ def measure(name: str, rounds: int, most: float | None, folder: Path) -> None:
     size = SIZES[name]
     model = random_model(size)
     (by_row, fixed), stock = our_sessions(model, folder), stock_session(model, folder)
+    widened = open_session(folder / GRAPH_FILE, exact_products=True)
     print(f"\n{name}: {size.layers} layers of {size.dim}, batches of {TOKEN_BUDGET} tokens")
-    print("        us a text     over bare products  stock over    share of peak")
-    print("tokens  by row fixed  by row fixed        by row fixed  bare fixed")
+    print("        us a text     over bare products  stock over    share of peak  u8 x u8")
+    print("tokens  by row fixed  by row fixed        by row fixed  bare fixed     over fixed")
     for tokens in LENGTHS:
         batch = TOKEN_BUDGET // tokens
         shapes = size.products(batch, tokens)
@@ -236,6 +238,7 @@ def measure(name: str, rounds: int, most: float | None, folder: Path) -> None:
                 partial(fixed.run, None, inputs),
                 partial(bare.run, None, feeds),
                 partial(stock.run, None, {"input_ids": ids, "attention_mask": np.ones_like(ids)}),
+                partial(widened.run, None, inputs),
             ],
             rounds,
         )
@@ -246,7 +249,7 @@ def measure(name: str, rounds: int, most: float | None, folder: Path) -> None:
             f"{tokens:6}  {1e6 * medians[0] / batch:6.0f} {1e6 * medians[1] / batch:5.0f}"
             f"  {median_ratio(times, 0, 2):6.2f} {median_ratio(times, 1, 2):5.2f}       "
             f"  {median_ratio(times, 3, 0):6.2f} {median_ratio(times, 3, 1):5.2f}"
-            f"  {shares[2]:4.0%} {shares[1]:5.0%}"
+            f"  {shares[2]:4.0%} {shares[1]:5.0%}      {median_ratio(times, 4, 1):5.2f}"
         )
 
 

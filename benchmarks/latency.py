@@ -6,7 +6,9 @@ A real broker of its own on loopback, one worker with a core to itself and cache
 first; broker, sender and reader have the other cores. Capacity is what the worker makes of a backlog
 in the same run. The load is open: events come at random moments (a Poisson process), whatever the
 worker does. A label's time counts from the moment its event was due to its coming back to a reader,
-which sees it after it was acknowledged, and with exactly once after its transaction.
+which sees it after it was acknowledged, and with exactly once after its transaction. What brokers,
+sender and reader take of that is seen at the same rate on a loop that only consumes and produces
+(`benchmarks.loop`).
 
 Capacity is also told as a share of what the classifier alone makes of the same messages on the same
 core: tokenizer, engine and caches, without Kafka.
@@ -27,7 +29,7 @@ from contextlib import closing
 from itertools import count, cycle, islice
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -46,12 +48,13 @@ from benchmarks.stream import (
     texts_of,
 )
 from tests.kafka.broker import Cluster, missing
-from tests.kafka.health import LISTEN, wait_until_ready
 from worker.bench.machine import machine
 from worker.bench.measure import CHUNK
 from worker.classifier import Classifier
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.kafka.stage import Stage
 
 LOADS = (0.1, 0.5, 0.8)
@@ -59,7 +62,11 @@ RUNS = 3
 # Labels of the first seconds do not count.
 WARM_UP = 3.0
 PATIENCE_MS = 5000
+# What senders of many events wait, so that one request takes several.
+LINGER_MS = 1
 PERCENTILES = (50, 99, 99.9)
+# The loop keeps no more than the first promise.
+MEASURED = {GUARANTEES[0]: ("worker", "benchmarks.loop"), GUARANTEES[1]: ("worker",)}
 AT_ONCE = {"group.coordinator.append.linger.ms": "0"}
 
 
@@ -88,47 +95,74 @@ def alone(bench: Bench, core: int, model: Path | None) -> float:
     return (last - first) / seconds
 
 
+class Load(NamedTuple):
+    """Events a second, and for how many seconds beside those of warming up."""
+
+    rate: float
+    seconds: float
+
+    @property
+    def events(self) -> int:
+        return int(self.rate * (self.seconds + WARM_UP))
+
+
 def latencies(
-    bench: Bench, core: int, settings: dict[str, str], load: float, seconds: float
-) -> list[float]:
-    """Send events at a rate for some seconds; returns the seconds that each label took."""
+    bench: Bench, core: int, module: str, settings: dict[str, str], load: Load
+) -> tuple[list[float], list[float]]:
+    """Send events at a rate for some seconds.
+
+    Returns the seconds that each label took, and those by which each event was sent too late.
+    """
     with bench.stage() as stage:
         with on_core(core):
-            worker = stage.worker(**settings, **caches(stage), **LISTEN)
-        wait_until_ready(worker)
+            stage.worker(module, **settings, **caches(stage))
         # Each text once: who has seen them all would know all answers.
-        number = min(int(load * (seconds + WARM_UP)), len(bench.texts))
-        writer = Thread(target=send, args=(bench, stage, load, number))
+        texts = bench.texts[: load.events]
+        late: list[float] = []
+        sender = Thread(target=send, args=(bench, stage, texts, load.rate, late))
         reader = KafkaConsumer(
             **bench.kafka.settings, isolation_level="read_committed", fetch_max_wait_ms=50
         )
         with closing(reader):
             reader.assign([TopicPartition(stage.output, p) for p in range(PARTITIONS)])
-            reader.seek_to_end()
-            reader.poll(timeout_ms=100)
-            writer.start()
+            reader.seek_to_beginning()
+            # Who has answered this one is ready.
+            bench.produce(stage, 1)
+            while not reader.poll(timeout_ms=PATIENCE_MS):
+                pass
+            sender.start()
             taken: list[float] = []
-            while len(taken) < number and (polled := reader.poll(timeout_ms=PATIENCE_MS)):
+            while len(taken) < len(texts) and (polled := reader.poll(timeout_ms=PATIENCE_MS)):
                 now = time.time()
                 # A label carries its event's time.
                 taken += [now - r.timestamp / 1000 for part in polled.values() for r in part]
-        writer.join()
-    if len(taken) < number:
-        raise RuntimeError(f"{number - len(taken)} of {number} labels did not come")
-    return taken[int(load * WARM_UP) :]
+        sender.join()
+    if len(taken) < len(texts):
+        raise RuntimeError(f"{len(texts) - len(taken)} of {len(texts)} labels did not come")
+    counted = slice(int(load.rate * WARM_UP), None)
+    return taken[counted], late[counted]
 
 
-def send(bench: Bench, stage: Stage, load: float, number: int) -> None:
-    """Send events when they are due, late ones at once."""
+def send(bench: Bench, stage: Stage, texts: Sequence[str], rate: float, late: list[float]) -> None:
+    """Send events when they are due, late ones at once, and note by how many seconds they were."""
     due = random.Random(1)  # noqa: S311 - the same moments each time
-    with closing(KafkaProducer(**bench.kafka.settings, acks="all")) as producer:
+    with closing(
+        KafkaProducer(**bench.kafka.settings, acks="all", linger_ms=LINGER_MS)
+    ) as producer:
         producer.partitions_for(stage.input)
         at = time.time()
-        for text in bench.texts[:number]:
-            at += due.expovariate(load)
+        for text in texts:
+            at += due.expovariate(rate)
             time.sleep(max(0.0, at - time.time()))
+            late.append(time.time() - at)
             value = json.dumps({"text": text}).encode()
             producer.send(stage.input, value, timestamp_ms=int(1000 * at))
+
+
+def in_words(taken: Sequence[float], late: Sequence[float]) -> str:
+    values = 1000 * np.percentile(taken, PERCENTILES)
+    each = (f"p{p} {value:6.1f} ms" for p, value in zip(PERCENTILES, values, strict=True))
+    return f"{'  '.join(each)}  sent late: p99 {1000 * np.percentile(late, 99):6.1f} ms"
 
 
 def main() -> int:
@@ -150,7 +184,7 @@ def main() -> int:
     ):
         names = (f"benchmark-{number}" for number in count())
         bench = Bench(kafka, texts_of(options.texts), Path(name), names)
-        for guarantee in GUARANTEES:
+        for guarantee, modules in MEASURED.items():
             settings = {"KAFKA__GUARANTEE": guarantee}
             if options.model:
                 settings["MODEL"] = str(options.model.resolve())
@@ -162,12 +196,11 @@ def main() -> int:
             share = statistics.median(through / without for through, without in pairs)
             print(f"{guarantee}: {most:,.0f} messages/s, {share:.2f} of the classifier alone")
             for part in LOADS:
-                taken = latencies(bench, core, settings, part * most, options.seconds)
-                values = 1000 * np.percentile(taken, PERCENTILES)
-                each = "  ".join(
-                    f"p{p} {value:6.1f} ms" for p, value in zip(PERCENTILES, values, strict=True)
-                )
-                print(f"  {part:4.0%} of that, {part * most:5,.0f}/s  {each}", flush=True)
+                load = Load(part * most, options.seconds)
+                print(f"  {part:4.0%} of that, {load.rate:5,.0f}/s")
+                for module in modules:
+                    measured = latencies(bench, core, module, settings, load)
+                    print(f"    {module:16}  {in_words(*measured)}", flush=True)
     return 0
 
 

@@ -1,7 +1,8 @@
 """What a record costs at least: a plain loop that consumes and produces with kafka-python.
 
-Takes the worker's settings, reads the input topics, and writes each value and key as it is to the
-output topic: acknowledged, then committed, a poll at a time. `benchmarks.stream` compares with it.
+Takes the worker's settings, reads the input topics, and writes each record as it is to the output
+topic: acknowledged, then committed, a poll at a time. `benchmarks.stream` and `benchmarks.latency`
+compare with it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ def main() -> int:
         polled = consumer.poll(timeout_ms=200)
         for records in polled.values():
             for record in records:
-                producer.send(settings.output_topic, record.value, record.key)
+                producer.send(
+                    settings.output_topic,
+                    record.value,
+                    record.key,
+                    timestamp_ms=record.timestamp,
+                )
         if polled:
             producer.flush()
             consumer.commit()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,15 +17,14 @@ from hypothesis import strategies as st
 
 from tests.conftest import POISON, sign
 from worker.artifact import MANIFEST_FILE, load_artifact
-from worker.engine import Engine, int8_products_saturate
+from worker.engine import PROBE_FILE, Engine, int8_products_saturate
 from worker.errors import ArtifactError, EngineError
 from worker.tokens import TextTokenizer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from worker.artifact import Artifact
 
+STATM = Path("/proc/self/statm")
 TOKENS = st.integers(min_value=1000, max_value=30_000)
 
 
@@ -92,6 +93,27 @@ def test_the_engine_runs_on_one_thread(engine: Engine) -> None:
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
 
 
+@pytest.mark.skipif(not STATM.exists(), reason="needs Linux's /proc")
+def test_memory_is_steady_after_warming_up(engine: Engine) -> None:
+    rng = np.random.default_rng(1)
+    lengths = [[*rng.integers(3, 40, 12), rng.integers(3, 257)] for _ in range(400)]
+    batches = [
+        [rng.integers(1000, 30_000, each).tolist() for each in sorted(some)] for some in lengths
+    ]
+    for batch in batches[:100]:
+        engine.run(batch)
+    before = resident()
+    for batch in batches[100:]:
+        engine.run(batch)
+    # Of each batch, less than the activations of a dozen tokens.
+    assert resident() - before < 300 * 12 * 384 * 4
+
+
+def resident() -> int:
+    """Return this process's memory, in bytes."""
+    return int(STATM.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+
 def test_a_token_id_beyond_the_vocabulary_is_an_engine_error(engine: Engine) -> None:
     with pytest.raises(EngineError, match="1 texts, 1 tokens in all"):
         engine.run([[10**7]])
@@ -110,6 +132,13 @@ def test_a_graph_that_onnxruntime_cannot_load_is_an_artifact_error(model_copy: P
     (model_copy / "model.onnx").write_bytes(b"no graph")
     sign(model_copy, "model.onnx")
     with pytest.raises(ArtifactError, match="cannot load"):
+        Engine(load_artifact(model_copy))
+
+
+def test_a_graph_of_another_version_is_an_artifact_error(model_copy: Path) -> None:
+    (model_copy / "model.onnx").write_bytes(PROBE_FILE.read_bytes())
+    sign(model_copy, "model.onnx")
+    with pytest.raises(ArtifactError, match=r"not a graph of this version.*prepare the model anew"):
         Engine(load_artifact(model_copy))
 
 

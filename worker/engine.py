@@ -95,13 +95,19 @@ class Engine:
         return logits
 
     def _check_shape(self, artifact: Artifact) -> None:
+        path = artifact.folder / GRAPH_FILE
         inputs = [value.name for value in self._session.get_inputs()]
+        if inputs != list(INPUTS):
+            raise ArtifactError(
+                f"{path} is not a graph of this version of the worker: it takes "
+                f"{', '.join(inputs)}, not {', '.join(INPUTS)}",
+                "prepare the model anew",
+            )
         outputs = [(value.name, value.shape[-1:]) for value in self._session.get_outputs()]
         labels = len(artifact.manifest.labels)
-        if inputs != list(INPUTS) or outputs != [("logits", [labels])]:
+        if outputs != [("logits", [labels])]:
             raise ArtifactError(
-                f"{artifact.folder / GRAPH_FILE} does not give {labels} logits, as the manifest's "
-                "labels need",
+                f"{path} does not give {labels} logits, as the manifest's labels need",
                 "prepare the model anew",
             )
 

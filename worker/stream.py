@@ -39,6 +39,7 @@ def stream(settings: Settings, link: Link | None = None) -> int:
 
     Raises:
         ConfigurationError: settings that do not fit each other, or a file that cannot be used.
+        EngineError: the model fails on a known good text.
         WorkerError: the model cannot be used, a batch cannot be decoded, offsets are no good, or
             something happened that should not.
 
@@ -81,6 +82,8 @@ def stream(settings: Settings, link: Link | None = None) -> int:
         stack.enter_context(watchdog)
         classifier = open_classifier(settings, artifact)
         stack.callback(classifier.close)
+        # A model that fails takes no partition; and the first message need not wait for memory.
+        classifier.check()
         if link:
             stack.enter_context(link.telling(status))
         else:

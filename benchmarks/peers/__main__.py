@@ -112,7 +112,7 @@ def main() -> int:
     parser.add_argument("--texts", type=Path, help="a message a line; default: made up")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", choices=SIZES, default="mini")
-    parser.add_argument("--write", type=Path, metavar="FOLDER", help="for peers.json")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="for peers-SIZE.json")
     options = parser.parse_args()
     where, core = machine(), take_core()
     texts = read_texts(options.texts)
@@ -132,7 +132,8 @@ def main() -> int:
     show(content)
     if options.write:
         text = json.dumps(content, indent=2) + "\n"
-        (options.write / "peers.json").write_text(text, encoding="utf-8")
+        path = options.write / f"peers-{options.size}.json"
+        path.write_text(text, encoding="utf-8")
     return 0
 
 
