@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from contextlib import closing
-from itertools import count, cycle, islice
+from itertools import cycle, islice
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,13 +41,13 @@ from benchmarks.stream import (
     GUARANTEES,
     PARTITIONS,
     TO,
-    Bench,
+    bench_of,
     caches,
     rate,
     reach,
     texts_of,
 )
-from tests.kafka.broker import Cluster, missing
+from tests.kafka.broker import missing
 from worker.bench.machine import machine
 from worker.bench.measure import CHUNK
 from worker.classifier import Classifier
@@ -55,6 +55,7 @@ from worker.classifier import Classifier
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from benchmarks.stream import Bench
     from tests.kafka.stage import Stage
 
 LOADS = (0.1, 0.5, 0.8)
@@ -178,12 +179,7 @@ def main() -> int:
     core = take_core()
     # Threads that read and write must not wait long for each other.
     sys.setswitchinterval(0.0005)
-    with (
-        tempfile.TemporaryDirectory() as name,
-        Cluster(Path(name) / "kafka", properties=AT_ONCE) as kafka,
-    ):
-        names = (f"benchmark-{number}" for number in count())
-        bench = Bench(kafka, texts_of(options.texts), Path(name), names)
+    with bench_of(texts_of(options.texts), AT_ONCE) as bench:
         for guarantee, modules in MEASURED.items():
             settings = {"KAFKA__GUARANTEE": guarantee}
             if options.model:

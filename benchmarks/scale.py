@@ -16,14 +16,12 @@ import argparse
 import random
 import statistics
 import sys
-import tempfile
 import time
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.stream import FROM, TO, Bench, caches, cpu_seconds, reach, texts_of
-from tests.kafka.broker import Cluster, missing
+from benchmarks.stream import FROM, TO, bench_of, caches, cpu_seconds, reach, texts_of
+from tests.kafka.broker import missing
 from worker.artifact import BUILT_IN_MODEL, load_artifact
 from worker.bench.machine import machine
 from worker.bench.measure import batch_speeds, peak_gops
@@ -32,6 +30,7 @@ from worker.bench.road import Road, events_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from benchmarks.stream import Bench
     from worker.artifact import Artifact
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)
@@ -99,10 +98,8 @@ def main() -> int:
     if reason := missing():
         print(reason, file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory() as name, Cluster(Path(name) / "kafka") as kafka:
-        names = (f"benchmark-{number}" for number in count())
-        few = texts[:2000]
-        by_partitions(Bench(kafka, few, Path(name), names), price)
+    with bench_of(texts[:2000]) as bench:
+        by_partitions(bench, price)
     return 0
 
 

@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, cycle, islice
 from pathlib import Path
@@ -29,7 +30,7 @@ from worker.demo.chat import ChatStream
 from worker.settings import KafkaSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tests.kafka.stage import WorkerProcess
 
@@ -65,6 +66,16 @@ class Bench:
 
     def produce(self, stage: Stage, number: int) -> None:
         stage.produce(list(islice(cycle(self.texts), number)), linger_ms=50, batch_size=2**18)
+
+
+@contextmanager
+def bench_of(texts: Sequence[str], properties: Mapping[str, str] | None = None) -> Iterator[Bench]:
+    """Start a broker, with properties of its own if any; it ends with this."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Cluster(Path(name) / "kafka", properties=properties) as kafka,
+    ):
+        yield Bench(kafka, texts, Path(name), (f"benchmark-{number}" for number in count()))
 
 
 def reach(stage: Stage, records: float) -> tuple[int, float]:
@@ -198,9 +209,7 @@ def main() -> int:
     if reason := missing():
         print(reason, file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory() as name, Cluster(Path(name) / "kafka") as kafka:
-        names = (f"benchmark-{number}" for number in count())
-        bench = Bench(kafka, texts_of(options.texts), Path(name), names)
+    with bench_of(texts_of(options.texts)) as bench:
         compare_processes(bench, options.runs)
         measure_cached(bench, options.runs)
     return 0

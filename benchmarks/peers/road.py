@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.cores import on_core
@@ -23,13 +20,15 @@ from benchmarks.peers.environments import (
     python_of,
     start,
 )
-from benchmarks.stream import PAUSE, Bench, cpu_seconds, rate
-from tests.kafka.broker import TIED_TO_US, Cluster, missing
+from benchmarks.stream import PAUSE, bench_of, cpu_seconds, rate
+from tests.kafka.broker import TIED_TO_US, missing
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
+    from benchmarks.stream import Bench
     from tests.kafka.stage import Stage
 
 BACKLOG = 20_000
@@ -116,8 +115,7 @@ def measure_road(folder: Path, texts: Sequence[str], core: int, rounds: int) -> 
     if reason := missing() or few:
         road.missed = {contender.name: reason for contender in CONTENDERS}
         return road
-    with tempfile.TemporaryDirectory() as name, Cluster(Path(name) / "kafka") as kafka:
-        bench = Bench(kafka, texts, Path(name), (f"peers-{number}" for number in count()))
+    with bench_of(texts) as bench:
         for number in range(1, rounds + 1):
             print(f"Kafka to Kafka, round {number} of {rounds}", file=sys.stderr, flush=True)
             for contender in CONTENDERS:
