@@ -116,7 +116,7 @@ def latencies(
     """
     with bench.stage() as stage:
         with on_core(core):
-            stage.worker(module, **settings, **caches(stage))
+            worker = stage.worker(module, **settings, **caches(stage))
         # Each text once: who has seen them all would know all answers.
         texts = bench.texts[: load.events]
         late: list[float] = []
@@ -130,7 +130,8 @@ def latencies(
             # Who has answered this one is ready.
             bench.produce(stage, 1)
             while not reader.poll(timeout_ms=PATIENCE_MS):
-                pass
+                if not worker.running:
+                    raise RuntimeError(worker.output)
             sender.start()
             taken: list[float] = []
             while len(taken) < len(texts) and (polled := reader.poll(timeout_ms=PATIENCE_MS)):

@@ -82,7 +82,7 @@ def stream(settings: Settings, link: Link | None = None) -> int:
         stack.enter_context(watchdog)
         classifier = open_classifier(settings, artifact)
         stack.callback(classifier.close)
-        # A model that fails takes no partition; and the first message need not wait for memory.
+        # A model that fails takes no partition; the first message finds the engine warm.
         classifier.check()
         if link:
             stack.enter_context(link.telling(status))

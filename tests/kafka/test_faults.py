@@ -75,10 +75,12 @@ def test_a_model_that_fails_on_a_known_good_text_ends_the_worker_before_it_joins
         file.seek(offset + 4 * tokens.ids[0])
         file.write(np.float32("nan").tobytes())
     sign(model_copy, "weights.bin")
+    stage.produce(TEXTS)
     worker = stage.worker(MODEL=str(model_copy))
     assert worker.wait() == 1
     assert "fails on a known good text" in worker.output
     assert "group begins" not in worker.output
+    assert stage.dead_letters() == stage.labels() == []
 
 
 @GUARANTEES

@@ -193,8 +193,8 @@ class AtLeastOnce:
             return
         error = self._await_commit(deadline)
         if isinstance(error, kafka_errors.RetriableError):
-            error = self._commit_again(deadline)
-        if error is not None:
+            self._commit_again(deadline)
+        elif error is not None:
             raise AbandonedError(sentence(error))
         # What was put back for being in other partitions of the same abandoned chunk is kept.
         self._acknowledged -= self._committing
@@ -211,14 +211,12 @@ class AtLeastOnce:
         error: Exception | None = under_way.exception
         return error
 
-    def _commit_again(self, deadline: Deadline) -> Exception | None:
+    def _commit_again(self, deadline: Deadline) -> None:
         timeout = _ms(min(_COMMIT_SECONDS, deadline.remaining))
-        failure: Exception | None = None
         try:
             self._consumer().commit(dict(self._positions), timeout_ms=timeout)
         except kafka_errors.KafkaError as error:
-            failure = error
-        return failure
+            raise AbandonedError(sentence(error)) from None
 
     def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
         """See the contract."""
