@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
@@ -212,7 +212,7 @@ class Proxy:
         self._target_port = target_port
         # While connections are refused: bound, but not listening, so that nobody takes the port.
         self._bound = bound_socket(listen_port)
-        self._server: asyncio.Server | None = None
+        self._accepts = False
         self._armed: list[Armed] = []
         self._connections: list[Connection] = []
         self._black_hole = False
@@ -272,15 +272,19 @@ class Proxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _refuse(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._accepts:
+            self._accepts = False
+            self._loop.remove_reader(self._bound)
+            self._bound.close()
             self._bound = bound_socket(self._port)
         await self._cut(self._connections)
 
     async def _accept(self) -> None:
-        if self._server is None:
-            self._server = await asyncio.start_server(self._welcome, sock=self._bound)
+        if not self._accepts:
+            self._accepts = True
+            self._bound.listen()
+            # Not asyncio's server, which loses connections that it accepts while it is closed.
+            self._loop.add_reader(self._bound, self._welcome)
 
     async def _swallow(self) -> None:
         self._black_hole = True
@@ -299,33 +303,35 @@ class Proxy:
             with suppress(asyncio.CancelledError):
                 connection.task.result()
 
-    def _welcome(self, reader: StreamReader, client: StreamWriter) -> None:
-        connection = Connection(silent=set(Moment) if self._black_hole else set())
-        connection.task = self._loop.create_task(self._serve(connection, reader, client))
-        # Here and not in the task, which may be cancelled before it begins.
-        connection.task.add_done_callback(lambda _: client.transport.abort())
-        self._connections.append(connection)
-        if self._server is None:  # This one was in the queue when the listener closed.
-            connection.task.cancel()
-
-    async def _serve(
-        self, connection: Connection, from_client: StreamReader, to_client: StreamWriter
-    ) -> None:
+    def _welcome(self) -> None:
         try:
-            from_broker, to_broker = await asyncio.open_connection(HOST, self._target_port)
-        except OSError:  # The broker refuses: so do we.
+            client, _ = self._bound.accept()
+        except OSError:  # It is gone already.
             return
-        # Nothing waits in the proxy: what was sent on before a cut has left.
-        for writer in (to_client, to_broker):
-            writer.transport.set_write_buffer_limits(high=0)
-        try:
-            async with asyncio.TaskGroup() as directions:
-                directions.create_task(self._send_requests(connection, from_client, to_broker))
-                directions.create_task(self._send_answers(connection, from_broker, to_client))
-        except* CutError:
-            pass
-        finally:
-            to_broker.transport.abort()
+        connection = Connection(silent=set(Moment) if self._black_hole else set())
+        connection.task = self._loop.create_task(self._serve(connection, client))
+        # Here and not in the task, which may be cancelled before it begins.
+        connection.task.add_done_callback(lambda _: client.close())
+        self._connections.append(connection)
+
+    async def _serve(self, connection: Connection, client: socket.socket) -> None:
+        with ExitStack() as stack:
+            from_client, to_client = await asyncio.open_connection(sock=client)
+            stack.callback(to_client.transport.abort)
+            try:
+                from_broker, to_broker = await asyncio.open_connection(HOST, self._target_port)
+            except OSError:  # The broker refuses: so do we.
+                return
+            stack.callback(to_broker.transport.abort)
+            # Nothing waits in the proxy: what was sent on before a cut has left.
+            for writer in (to_client, to_broker):
+                writer.transport.set_write_buffer_limits(high=0)
+            try:
+                async with asyncio.TaskGroup() as directions:
+                    directions.create_task(self._send_requests(connection, from_client, to_broker))
+                    directions.create_task(self._send_answers(connection, from_broker, to_client))
+            except* CutError:
+                pass
 
     async def _send_requests(
         self, connection: Connection, client: StreamReader, broker: StreamWriter
@@ -377,6 +383,7 @@ def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[None, None, T])
 def bound_socket(port: int) -> socket.socket:
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.settimeout(0)
     bound.bind((HOST, port))
     return bound
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -371,3 +373,26 @@ def test_half_a_request_is_not_sent_on(proxy: Proxy, kafka_node: Node) -> None:
         client.shutdown(socket.SHUT_WR)
         assert client.recv(1) == b""
     assert proxy.seen[Api.API_VERSIONS] == 1
+
+
+def test_connections_that_come_while_it_closes_are_closed_with_it(kafka_node: Node) -> None:
+    address = (HOST, kafka_node.proxy_port)
+    over = threading.Event()
+
+    def connect_again_and_again() -> None:
+        while not over.is_set():
+            with suppress(ConnectionError), socket.create_connection(address):
+                pass
+
+    visitor = threading.Thread(target=connect_again_and_again)
+    with ExitStack() as stack:
+        stack.callback(visitor.join)
+        stack.callback(over.set)
+        visitor.start()
+        for _ in range(20):
+            with (
+                Proxy(kafka_node.proxy_port, kafka_node.proxied_port),
+                socket.create_connection(address),
+            ):
+                pass
+    gc.collect()  # Which warns of each connection that is still open, and a warning fails the test.
