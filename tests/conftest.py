@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,9 @@ settings.register_profile(
 )
 settings.load_profile("all")
 
+# Shells ignore it in what they start in the background, and then so do the programs under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # A word that is one token, whose embedding `poisoned_model` makes NaN.
 POISON = "zebra"
 
@@ -37,6 +41,8 @@ def _own_environment(
 ) -> None:
     for name in [name for name in os.environ if name.upper().startswith("WORKER_")]:
         monkeypatch.delenv(name)
+    # Standard output is buffered for users.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 

@@ -48,11 +48,6 @@ def loaded_by(code: str) -> set[str]:
     return set(output.stdout.splitlines()[-1].split()[1:])
 
 
-def buffered() -> dict[str, str]:
-    """Return an environment in which standard output is buffered, as it is for users."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-
-
 # Help, version, usage.
 
 
@@ -312,7 +307,7 @@ def test_bytes_that_are_not_utf8_are_an_error_too(
 def test_a_reader_that_has_seen_enough_is_no_error_to_tell(tmp_path: Path) -> None:
     path = labels_file(tmp_path, *[{"labels": ["joy"], "text": "gg" * 40}] * 5000)
     process = subprocess.Popen(
-        [*MODULE, "view", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered()
+        [*MODULE, "view", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout
     assert process.stderr
@@ -334,12 +329,45 @@ def test_a_reader_that_has_gone_before_a_short_output_is_no_error_to_tell(
         [*MODULE, *arguments],
         stdout=write_end,
         stderr=subprocess.PIPE,
-        env=buffered(),
         cwd=tmp_path,
         check=False,
     )
     os.close(write_end)
     assert process.stderr == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("arguments", [["view", "labels.jsonl"], ["--help"], ["--version"]])
+def test_a_full_standard_output_is_a_clear_error(tmp_path: Path, arguments: list[str]) -> None:
+    labels_file(tmp_path, {"labels": ["joy"], "text": "gg"})
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.run(
+            [*MODULE, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+    assert (process.returncode, process.stderr) == (1, "worker: No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["view", "none.jsonl"], 1), (["view", "--none"], 2), (["--help"], 0)]
+)
+def test_a_full_standard_error_changes_no_exit_code(
+    tmp_path: Path, arguments: list[str], code: int
+) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.run(
+            [*MODULE, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            cwd=tmp_path,
+            check=False,
+        )
+    assert process.returncode == code
 
 
 # What is loaded.

@@ -6,11 +6,14 @@ Imports stand where they are used: `worker --help` must not wait for an engine.
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import math
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from worker.errors import ConfigurationError, WorkerError
 
@@ -55,16 +58,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A pipe and a file get each line when it is printed, too.
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         try:
             return _run(arguments)
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read standard output has seen enough; Python must not complain of it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # Whoever read standard output has seen enough.
         return _FAILED
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _complain(os.strerror(errno.ENOSPC))
+        return _FAILED
+    finally:
+        _drop_unwritable(sys.stdout)
+        _drop_unwritable(sys.stderr)
+
+
+def _complain(sentence: str) -> None:
+    with suppress(OSError):
+        print(f"worker: {sentence}", file=sys.stderr)
+
+
+def _drop_unwritable(stream: TextIO | None) -> None:
+    """Lead a stream nowhere that cannot be written, or Python complains at exit, with code 120."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -73,10 +100,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         return int(options.command(options))
     except WorkerError as error:
-        print(f"worker: {error}", file=sys.stderr)
+        _complain(str(error))
         return _WRONG_USAGE if isinstance(error, ConfigurationError) else _FAILED
     except KeyboardInterrupt:
-        print("worker: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return _INTERRUPTED
 
 

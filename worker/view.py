@@ -67,7 +67,7 @@ def follow(settings: KafkaSettings) -> None:
             while stop.received is None:
                 for records in consumer.poll(timeout_ms=int(1000 * _POLL_SECONDS)).values():
                     for record in records:
-                        print(_followed(record.value), flush=True)
+                        print(_followed(record.value))
 
 
 def _begin_near_the_end(consumer: KafkaConsumer, topic: str) -> None:

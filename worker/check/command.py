@@ -35,7 +35,7 @@ def check(settings: Settings) -> int:
     fields_of(settings.input)
     failed = False
     for finding in _findings(settings):
-        print(finding, flush=True)
+        print(finding)
         failed |= finding.level is Level.FAIL
     return int(failed)
 
