@@ -354,7 +354,8 @@ def test_a_full_standard_output_is_a_clear_error(tmp_path: Path, arguments: list
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 @pytest.mark.parametrize(
-    ("arguments", "code"), [(["view", "none.jsonl"], 1), (["view", "--none"], 2), (["--help"], 0)]
+    ("arguments", "code"),
+    [(["view", "none.jsonl"], 1), (["view", "--follow", "labels.jsonl"], 2), (["--help"], 0)],
 )
 def test_a_full_standard_error_changes_no_exit_code(
     tmp_path: Path, arguments: list[str], code: int

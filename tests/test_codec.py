@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.classifier import Classification
+from tests.classifications import classified
 from worker.codec import (
     OUTPUT_FIELDS,
     Fields,
@@ -73,9 +73,7 @@ def labelled(
     scores: Mapping[str, float] | None = None,
 ) -> Labelled:
     event = Event(record("{}"), event_id, text, kept or {})
-    return Labelled(
-        event, Classification(("joy",), scores or {"anger": 0.25, "joy": 0.5}, truncated=False)
-    )
+    return Labelled(event, classified(scores or {"anger": 0.25, "joy": 0.5}, "joy"))
 
 
 def encode(labelled: Labelled, *, include_text: bool = False) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.decisions import Task, decide, scores_of
+from worker.decisions import Scores, Task, decide, scores_of
 
 LOGITS = st.floats(-1000, 1000, width=32)
 SCORES = st.floats(0, 1, width=32)
@@ -142,3 +142,15 @@ def test_one_of_gives_one_label_at_most(values: list[float], data: st.DataObject
     names = [str(index) for index in range(len(values))]
     assert len(decide(Task.ONE_OF, names, values, thresholds)) <= 1
     assert len(decide(Task.ONE_OF, names, values, [0.0] * len(values))) == 1
+
+
+@given(st.dictionaries(st.text(), SCORES))
+def test_packed_scores_are_a_mapping_from_labels_to_float32(expected: dict[str, float]) -> None:
+    packed = np.array(list(expected.values()), dtype=np.float32).tobytes()
+    found = Scores(tuple(expected), packed)
+    assert found == expected
+    assert list(found) == list(expected)
+    assert len(found) == len(expected)
+    assert repr(found) == repr(expected)
+    with pytest.raises(KeyError):
+        found["".join(expected) + "!"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka.consumer.fetcher import ConsumerRecord
 
-from worker.classifier import Classification
+from tests.classifications import classified
 from worker.codec import LabelEncoder
 from worker.messages import DeadLetter, ErrorKind, Event, Labelled, Offset
 from worker.transports.kafka import records
@@ -53,8 +53,7 @@ def dead(source: ConsumerRecord, kind: ErrorKind = ErrorKind.NOT_JSON, why: str 
 
 def labelled(source: ConsumerRecord, encoder: MessageEncoder = ENCODER) -> Message:
     event = Event(record_of(source), "1", "gg")
-    result = Classification(("joy",), {"joy": 0.5}, truncated=False)
-    return encoder.encode(source, Labelled(event, result))
+    return encoder.encode(source, Labelled(event, classified({"joy": 0.5}, "joy")))
 
 
 @given(key=BYTES, value=BYTES, headers=HEADERS, kind=KINDS, why=st.text())

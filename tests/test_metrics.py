@@ -6,7 +6,6 @@ import json
 import re
 import threading
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +15,7 @@ from prometheus_client import generate_latest, parser
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
-from worker.classifier import Classification
+from tests.classifications import classified
 from worker.messages import DeadLetter, ErrorKind, Event, Labelled, Offset, Outcome, Record, Skipped
 from worker.telemetry import metrics as catalogue
 from worker.telemetry.metrics import CATALOGUE, Definition, Metrics, Snapshot, Status, families
@@ -33,8 +32,7 @@ NOW = 1_700_000_000.0
 
 def labelled(*labels: str, joy: float = 0.0, anger: float = 0.0) -> Labelled:
     event = Event(RECORD, "secret id", "secret text", {"user": '"secret user"'})
-    scores = MappingProxyType({"joy": joy, "anger": anger})
-    return Labelled(event, Classification(labels, scores, truncated=False))
+    return Labelled(event, classified({"joy": joy, "anger": anger}, *labels))
 
 
 def letter(kind: ErrorKind) -> DeadLetter:

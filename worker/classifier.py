@@ -16,8 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import onnxruntime
 
@@ -25,7 +24,7 @@ from worker import defaults
 from worker.artifact import BUILT_IN_MODEL, load_artifact
 from worker.cache import DiskCache, MemoryCache, text_key, tokens_key
 from worker.cpu import cpu_kind
-from worker.decisions import decide, scores_of
+from worker.decisions import Scores, decide, scores_of
 from worker.engine import Engine
 from worker.errors import EngineError
 from worker.tokens import TextTokenizer, cut_batches
@@ -39,8 +38,7 @@ _CLASSIFICATIONS_AT_HAND: Final = 4096
 _KNOWN_GOOD_TEXT: Final = "good game, well played"
 
 
-@dataclass(frozen=True, slots=True)
-class Classification:
+class Classification(NamedTuple):
     """What the model says of a text.
 
     `labels` are those given, in the model's order, maybe none; `scores` has each label's, a
@@ -48,7 +46,7 @@ class Classification:
     """
 
     labels: tuple[str, ...]
-    scores: Mapping[str, float]
+    scores: Scores
     truncated: bool
 
 
@@ -95,8 +93,8 @@ class Classifier:
         self._memory = MemoryCache(self.memory_entries)
         # What most messages of a chat get again and again.
         self._classification = lru_cache(_CLASSIFICATIONS_AT_HAND)(self._made)
-        # Whether the text was truncated, and the scores.
-        self._answer = struct.Struct(f"=?{len(self.artifact.manifest.labels)}f")
+        # After a byte that tells whether the text was truncated.
+        self._scores = struct.Struct(f"={len(self.artifact.manifest.labels)}f")
         # On another kind of CPU or onnxruntime a score may differ in its last place.
         parts = [self.artifact.scores_digest, onnxruntime.__version__, cpu_kind()]
         parts.append(str(self.engine.exact_products))
@@ -213,12 +211,9 @@ class Classifier:
 
     def _made(self, answer: bytes) -> Classification:
         manifest = self.artifact.manifest
-        truncated, *scores = self._answer.unpack(answer)
-        return Classification(
-            labels=decide(manifest.task, manifest.labels, scores, self.artifact.thresholds),
-            scores=MappingProxyType(dict(zip(manifest.labels, scores, strict=True))),
-            truncated=truncated,
-        )
+        scores = self._scores.unpack_from(answer, 1)
+        labels = decide(manifest.task, manifest.labels, scores, self.artifact.thresholds)
+        return Classification(labels, Scores(manifest.labels, answer[1:]), answer[0] == 1)
 
 
 def _text(text: object) -> str:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from itertools import compress
+from operator import ge
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
+
+_FLOAT32: Final = struct.Struct("=f")
 
 
 class Task(StrEnum):
@@ -19,6 +25,39 @@ class Task(StrEnum):
 
     ONE_OF = "one-of"
     SEVERAL = "several"
+
+
+class Scores(Mapping[str, float]):
+    """The score of each label, in the model's order; `packed` has them as float32, end to end."""
+
+    __slots__ = ("names", "packed")
+
+    def __init__(self, names: tuple[str, ...], packed: bytes) -> None:
+        """Name packed scores."""
+        self.names = names
+        self.packed = packed
+
+    def __getitem__(self, name: str) -> float:
+        """Return a label's score."""
+        try:
+            place = self.names.index(name)
+        except ValueError:
+            raise KeyError(name) from None
+        score: float
+        (score,) = _FLOAT32.unpack_from(self.packed, _FLOAT32.size * place)
+        return score
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the labels."""
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        """Return the number of labels."""
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        """Return what a dict would show."""
+        return repr(dict(self))
 
 
 def scores_of(task: Task, logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -49,11 +88,7 @@ def decide(
     if task is Task.ONE_OF:
         best = max(range(len(scores)), key=scores.__getitem__)
         return (names[best],) if scores[best] >= thresholds[best] else ()
-    return tuple(
-        name
-        for name, score, threshold in zip(names, scores, thresholds, strict=True)
-        if score >= threshold
-    )
+    return tuple(compress(names, map(ge, scores, thresholds)))
 
 
 def _logistic(value: float) -> float:

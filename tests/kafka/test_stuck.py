@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
+from tests.classifications import classified
 from tests.kafka.broker import PATIENCE, wait_until
 from tests.kafka.stage import place_of
-from worker.classifier import Classification
 from worker.codec import Fields, LabelEncoder, json_decoder
 from worker.errors import WorkerError
 from worker.messages import Event, Labelled
@@ -51,7 +51,7 @@ class Loop:
     def run_until(self, condition: Callable[[], bool], what: str) -> None:
         def done() -> bool:
             chunk = next(self._chunks)
-            result = Classification((), {}, truncated=False)
+            result = classified({})
             outcomes = [
                 Labelled(item, result) if isinstance(item, Event) else item for item in chunk.items
             ]

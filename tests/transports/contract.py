@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
-from worker.classifier import Classification
+from tests.classifications import classified
 from worker.errors import WorkerError
 from worker.messages import DeadLetter, Event, Item, Labelled, Outcome, Skipped
 from worker.transports.base import Chunk, ChunkAbandonedError, Transport
@@ -47,7 +47,7 @@ def name_of(outcome: Outcome | Item) -> Name:
 
 def outcomes_of(chunk: Chunk) -> list[Outcome]:
     """Label a chunk without a model: the contract is not about labels."""
-    nothing = Classification(("calm",), {"calm": 1.0}, truncated=False)
+    nothing = classified({"calm": 1.0}, "calm")
     return [Labelled(item, nothing) if isinstance(item, Event) else item for item in chunk.items]
 
 

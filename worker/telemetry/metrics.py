@@ -14,7 +14,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypedDict
 
 import numpy as np
@@ -290,11 +290,8 @@ class Metrics:
         results = [item.classification for item in outcomes if isinstance(item, Labelled)]
         kinds = Counter(item.kind.value for item in outcomes if isinstance(item, DeadLetter))
         label_sets = Counter(result.labels for result in results)
-        scores = np.fromiter(
-            chain.from_iterable(result.scores.values() for result in results),
-            dtype=np.float64,
-            count=len(results) * len(self._labels),
-        )
+        packed = b"".join(result.scores.packed for result in results)
+        scores = np.frombuffer(packed, dtype=np.float32).astype(np.float64)
         stamps = np.array([stamp for stamp in timestamps if stamp is not None and stamp >= 0])
         # A producer's clock may be ahead of ours.
         latencies = np.maximum(now - stamps / 1000, 0)

@@ -204,8 +204,8 @@ def fill(builder: MemoryRecordsBuilder, records: Iterable[Timed]) -> int:
         if not written:
             first = latest = timestamp
         # Attributes, of which there are none, time and position.
-        record = b"\0" + _varint(timestamp - first) + _varint(len(written)) + content
-        record = _varint(len(record)) + record
+        record = b"\0" + _VARINT[timestamp - first] + _VARINT[len(written)] + content
+        record = _VARINT[len(record)] + record
         room -= len(record)
         if room < 0 and written:
             break
@@ -221,33 +221,34 @@ def fill(builder: MemoryRecordsBuilder, records: Iterable[Timed]) -> int:
 def content_of(message: Message) -> bytes:
     """Return the key, value and headers of a record as the message format has them."""
     key, value, headers = message.key, message.value, message.headers
-    parts = [_NULL] if key is None else [_varint(len(key)), key]
-    parts += (_varint(len(value)), value, _varint(len(headers)))
+    parts = [_VARINT[-1]] if key is None else [_VARINT[len(key)], key]
+    parts += (_VARINT[len(value)], value, _VARINT[len(headers)])
     for name, content in headers:
-        parts += (_name(name), _varint(len(content)), content)
+        parts += (_name(name), _VARINT[len(content)], content)
     return b"".join(parts)
 
 
 @lru_cache(maxsize=_NAMES_REMEMBERED)
 def _name(name: str) -> bytes:
     encoded = name.encode()
-    return _varint(len(encoded)) + encoded
+    return _VARINT[len(encoded)] + encoded
 
 
-def _varint(number: int) -> bytes:
-    return _SMALL[number] if 0 <= number < len(_SMALL) else _any_varint(number)
+class _Varints(dict[int, bytes]):
+    """Numbers as Protocol Buffers' sint64, of which it keeps those that it was made with."""
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        super().__init__((number, self.__missing__(number)) for number in numbers)
+
+    def __missing__(self, number: int) -> bytes:
+        rest = (number << 1) ^ (number >> 63)
+        encoded = bytearray()
+        while rest > 0x7F:  # noqa: PLR2004 - seven bits a byte
+            encoded.append(0x80 | (rest & 0x7F))
+            rest >>= 7
+        encoded.append(rest)
+        return bytes(encoded)
 
 
-def _any_varint(number: int) -> bytes:
-    """Return a number as Protocol Buffers' sint64."""
-    rest = (number << 1) ^ (number >> 63)
-    encoded = bytearray()
-    while rest > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        encoded.append(0x80 | (rest & 0x7F))
-        rest >>= 7
-    encoded.append(rest)
-    return bytes(encoded)
-
-
-_SMALL: Final = tuple(_any_varint(number) for number in range(8192))
-_NULL: Final = _any_varint(-1)
+# -1 is the length of what is null.
+_VARINT: Final = _Varints(range(-1, 8192))

@@ -244,7 +244,7 @@ class AtLeastOnce:
         sent, self._sent = self._sent, []
         failed = failures(sent)
         for batch in sent:
-            self._acknowledged.update(place for place in batch.places if place not in failed)
+            self._acknowledged.update(set(batch.places) - failed.keys() if failed else batch.places)
         if failed:
             self._discard()
 
