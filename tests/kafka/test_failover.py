@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from kafka.errors import KafkaError
 
-from tests.kafka.broker import wait_until
+from tests.kafka.broker import PATIENCE, wait_until
 from tests.kafka.stage import Stage, place_of
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def test_brokers_go_one_after_the_other_and_no_label_is_lost(
         before = done(stage)
         stage.produce(TEXTS)
         leave(node, how)
-        # With two of three brokers the work goes on.
-        wait_until(partial(goes_on, stage, before), "work meanwhile")
+        # With two of three brokers the work goes on, once timeouts have told that one hangs.
+        wait_until(partial(goes_on, stage, before), "work meanwhile", 3 * PATIENCE)
         come_back(node, how)
         kafka_cluster.revive()
     stage.wait_until_done()
