@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from worker.tokens import TextTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # Machines differ in speed: no test may depend on it.
 settings.register_profile(
@@ -52,6 +52,16 @@ def _own_logs() -> Iterator[None]:
     before = logger.handlers, logger.level, logger.propagate
     yield
     logger.handlers, logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def full_device() -> Iterator[BinaryIO]:
+    """Return a device that takes no byte."""
+    path = Path("/dev/full")
+    if not path.exists():
+        pytest.skip("only Linux has /dev/full")
+    with path.open("wb") as device:
+        yield device
 
 
 @pytest.fixture(scope="session")

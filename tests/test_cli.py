@@ -13,6 +13,7 @@ import sysconfig
 import unicodedata
 from importlib.metadata import version
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
@@ -336,38 +337,36 @@ def test_a_reader_that_has_gone_before_a_short_output_is_no_error_to_tell(
     assert process.stderr == b""
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 @pytest.mark.parametrize("arguments", [["view", "labels.jsonl"], ["--help"], ["--version"]])
-def test_a_full_standard_output_is_a_clear_error(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_full_standard_output_is_a_clear_error(
+    tmp_path: Path, full_device: BinaryIO, arguments: list[str]
+) -> None:
     labels_file(tmp_path, {"labels": ["joy"], "text": "gg"})
-    with Path("/dev/full").open("wb") as full:
-        process = subprocess.run(
-            [*MODULE, *arguments],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-            check=False,
-        )
+    process = subprocess.run(
+        [*MODULE, *arguments],
+        stdout=full_device,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
     assert (process.returncode, process.stderr) == (1, "worker: No space left on device\n")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [(["view", "none.jsonl"], 1), (["view", "--follow", "labels.jsonl"], 2), (["--help"], 0)],
 )
 def test_a_full_standard_error_changes_no_exit_code(
-    tmp_path: Path, arguments: list[str], code: int
+    tmp_path: Path, full_device: BinaryIO, arguments: list[str], code: int
 ) -> None:
-    with Path("/dev/full").open("wb") as full:
-        process = subprocess.run(
-            [*MODULE, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=full,
-            cwd=tmp_path,
-            check=False,
-        )
+    process = subprocess.run(
+        [*MODULE, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=full_device,
+        cwd=tmp_path,
+        check=False,
+    )
     assert process.returncode == code
 
 

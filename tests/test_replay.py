@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
 
@@ -520,17 +520,15 @@ def test_a_full_disk_is_a_clear_error_from_which_it_continues(
     assert (tmp_path / "out").read_bytes() == (tmp_path / "expected").read_bytes()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 @pytest.mark.parametrize("arguments", [[], ["-o", "/dev/full"]])
 def test_a_full_standard_output_or_device_is_a_clear_error(
-    tmp_path: Path, arguments: list[str]
+    tmp_path: Path, full_device: BinaryIO, arguments: list[str]
 ) -> None:
     many_messages(tmp_path / "in.jsonl", 100)
-    with Path("/dev/full").open("wb") as full:
-        command = [sys.executable, "-m", "worker", "replay", "in.jsonl", *arguments]
-        done = subprocess.run(
-            command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, check=False
-        )
+    command = [sys.executable, "-m", "worker", "replay", "in.jsonl", *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, stdout=full_device, stderr=subprocess.PIPE, check=False
+    )
     assert done.returncode == 1
     assert b"No space left on device" in done.stderr
     assert b"Traceback" not in done.stderr

@@ -186,8 +186,7 @@ class Classifier:
         unique = dict(zip(token_keys, (ids for ids, _ in tokens), strict=True))
         scores = self.disk.get_many(unique) if self.disk else {}
         # A value of another size was not written by this version for this model.
-        size = 4 * len(self.artifact.manifest.labels)
-        scores = {key: value for key, value in scores.items() if len(value) == size}
+        scores = {key: each for key, each in scores.items() if len(each) == self._scores.size}
         new = self._score({key: ids for key, ids in unique.items() if key not in scores})
         if self.disk and new:
             self.disk.put_many(new)

@@ -11,11 +11,11 @@ import io
 import math
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from worker.errors import ConfigurationError, WorkerError
+from worker.terminal import tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,16 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _complain(os.strerror(errno.ENOSPC))
+        tell(f"worker: {os.strerror(errno.ENOSPC)}")
         return _FAILED
     finally:
         _drop_unwritable(sys.stdout)
         _drop_unwritable(sys.stderr)
-
-
-def _complain(sentence: str) -> None:
-    with suppress(OSError):
-        print(f"worker: {sentence}", file=sys.stderr)
 
 
 def _drop_unwritable(stream: TextIO | None) -> None:
@@ -100,10 +95,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         return int(options.command(options))
     except WorkerError as error:
-        _complain(str(error))
+        tell(f"worker: {error}")
         return _WRONG_USAGE if isinstance(error, ConfigurationError) else _FAILED
     except KeyboardInterrupt:
-        _complain("interrupted")
+        tell("worker: interrupted")
         return _INTERRUPTED
 
 

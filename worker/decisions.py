@@ -6,8 +6,6 @@ import math
 import struct
 from collections.abc import Mapping
 from enum import StrEnum
-from itertools import compress
-from operator import ge
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -88,7 +86,11 @@ def decide(
     if task is Task.ONE_OF:
         best = max(range(len(scores)), key=scores.__getitem__)
         return (names[best],) if scores[best] >= thresholds[best] else ()
-    return tuple(compress(names, map(ge, scores, thresholds)))
+    return tuple(
+        name
+        for name, score, threshold in zip(names, scores, thresholds, strict=True)
+        if score >= threshold
+    )
 
 
 def _logistic(value: float) -> float:

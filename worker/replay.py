@@ -17,7 +17,8 @@ from worker.errors import ConfigurationError, WorkerError
 from worker.runtime import fields_of, open_classifier
 from worker.shares import Children, HandedOver
 from worker.signals import StopSignal
-from worker.telemetry.progress import Progress, tell
+from worker.telemetry.progress import Progress
+from worker.terminal import tell
 from worker.transports.files import FileChunk, FileTransport, Share, Source
 from worker.transports.formats import (
     STANDARD_INPUT,

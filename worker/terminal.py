@@ -1,14 +1,22 @@
-"""Text that came from anywhere, made fit for a terminal."""
+"""Sentences for whoever sits at a terminal, and text from anywhere, made fit for one."""
 
 from __future__ import annotations
 
+import sys
 import unicodedata
+from contextlib import suppress
 from typing import Final
 
 _TEXT_WIDTH: Final = 90
 _TURNS_TEXT_AROUND: Final = frozenset(
     ["LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"]
 )
+
+
+def tell(sentence: str) -> None:
+    """Print a sentence on standard error; where that is full or closed, work goes on."""
+    with suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:

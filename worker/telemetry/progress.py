@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
 from typing import Final
 
 from tqdm import tqdm
 
+from worker.terminal import tell
+
 _SECONDS_BETWEEN_LINES: Final = 10.0
-
-
-def tell(sentence: str) -> None:
-    """Print a sentence on standard error; where that is full or closed, work goes on."""
-    with suppress(OSError):
-        print(sentence, file=sys.stderr, flush=True)
 
 
 class Progress:
