@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 from benchmarks.cores import take_core
 from benchmarks.engine import in_turn, median_ratio
 from benchmarks.stream import texts_of
-from worker.artifact import BUILT_IN_MODEL, load_artifact
 from worker.bench.machine import machine
 from worker.defaults import TOKEN_BUDGET
-from worker.engine import Engine
-from worker.tokens import TextTokenizer, cut_batches
+from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.inference.engine import Engine
+from worker.inference.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

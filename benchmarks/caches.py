@@ -4,7 +4,7 @@
 
 Four questions, each with tables of its own:
 
-1. the share of messages whose answer is there, for `worker.cache.MemoryCache` and for other
+1. the share of messages whose answer is there, for `worker.inference.cache.MemoryCache` and for other
    policies, by size, on the chat and on a longer one that is made up, where large sizes matter;
 2. what an entry of the table takes in memory, and what hits, misses and inserts take on each level,
    beside the work that a hit saves;
@@ -35,14 +35,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from benchmarks.policies import TABLES, compare_policies
-from worker.artifact import BUILT_IN_MODEL, load_artifact
 from worker.bench.machine import machine
-from worker.cache import DiskCache, text_key, tokens_key
-from worker.classifier import Classifier
 from worker.defaults import DISK_BYTES, MEMORY_ENTRIES, TOKEN_BUDGET
 from worker.demo.chat import ChatStream
-from worker.engine import Engine
-from worker.tokens import TextTokenizer, cut_batches
+from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.inference.cache import DiskCache, text_key, tokens_key
+from worker.inference.classifier import Classifier
+from worker.inference.engine import Engine
+from worker.inference.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -28,12 +28,12 @@ from benchmarks.engine import (
     random_model,
     stock_session,
 )
-from worker.artifact import BUILT_IN_MODEL, load_artifact
 from worker.bench.machine import machine
-from worker.classifier import Classifier
 from worker.defaults import TOKEN_BUDGET
 from worker.demo.chat import ChatStream
-from worker.engine import packed
+from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.inference.classifier import Classifier
+from worker.inference.engine import packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

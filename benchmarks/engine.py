@@ -39,11 +39,11 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from worker.artifact import GRAPH_FILE, Shape
 from worker.bench.machine import machine
 from worker.build.graph import largest_normalized, write_graph
 from worker.defaults import TOKEN_BUDGET
-from worker.engine import int8_products_saturate, open_session, packed
+from worker.inference.artifact import GRAPH_FILE, Shape
+from worker.inference.engine import int8_products_saturate, open_session, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -35,23 +35,23 @@ from tokenizers import Tokenizer
 from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks.engine import LABELS, SIZES, random_model, stock_session
-from worker.artifact import BUILT_IN_MODEL, TOKENIZER_FILE, load_artifact
 from worker.bench.machine import machine
 from worker.bench.picture import Bar, bars
 from worker.build.checkpoint import quiet_transformers
-from worker.build.prepare import Limits, PrepareOptions, prepare
-from worker.classifier import Classifier
+from worker.build.prepare import GateLimits, PrepareOptions, prepare
 from worker.defaults import TOKEN_BUDGET
 from worker.demo.chat import ChatStream
-from worker.engine import Engine
-from worker.tokens import TextTokenizer, cut_batches
+from worker.inference.artifact import BUILT_IN_MODEL, TOKENIZER_FILE, load_artifact
+from worker.inference.classifier import Classifier
+from worker.inference.engine import Engine
+from worker.inference.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from worker.artifact import Artifact
+    from worker.inference.artifact import Artifact
 
 PADDED = 128
 # Of the chat: for rungs that take a message at a time, for batches, and for caches.
@@ -74,7 +74,7 @@ def artifact_of(model: torch.nn.Module, folder: Path, texts: Sequence[str]) -> A
     (checkpoint / TOKENIZER_FILE).write_bytes((BUILT_IN_MODEL / TOKENIZER_FILE).read_bytes())
     lines = (json.dumps({"text": text, "labels": []}) + "\n" for text in texts)
     (folder / "texts.jsonl").write_text("".join(lines), encoding="utf-8")
-    anything = Limits(logit_error=float("inf"))
+    anything = GateLimits(logit_error=float("inf"))
     options = PrepareOptions(
         checkpoint, folder / "model", calibrate_on=folder / "texts.jsonl", limits=anything
     )

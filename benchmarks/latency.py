@@ -50,7 +50,7 @@ from benchmarks.stream import (
 from tests.kafka.broker import missing
 from worker.bench.machine import machine
 from worker.bench.measure import CHUNK
-from worker.classifier import Classifier
+from worker.inference.classifier import Classifier
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

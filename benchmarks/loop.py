@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from worker.settings import load_settings
+from worker.settings.schema import load_settings
 from worker.transports.kafka.clients import new_consumer, new_producer
 
 

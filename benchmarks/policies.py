@@ -1,6 +1,6 @@
 """Ways to choose what a bounded table keeps, each exact and small, and how often each has an answer.
 
-`benchmarks.caches` prints the comparison. All are used as `worker.cache.MemoryCache` is: `get`, and
+`benchmarks.caches` prints the comparison. All are used as `worker.inference.cache.MemoryCache` is: `get`, and
 `put` for what `get` did not have.
 """
 
@@ -10,7 +10,7 @@ from collections import OrderedDict, defaultdict
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final, Protocol
 
-from worker.cache import MemoryCache
+from worker.inference.cache import MemoryCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

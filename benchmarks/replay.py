@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from benchmarks.engine import SIZES, random_model
 from benchmarks.ladder import artifact_of
 from benchmarks.stream import texts_of
-from worker.artifact import BUILT_IN_MODEL
 from worker.bench.machine import machine
+from worker.inference.artifact import BUILT_IN_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,7 @@ def most_memory(model: Path, texts: Path) -> float:
     """Return the largest size of a process that labels all texts, in 10^6 bytes."""
     # getrusage would tell of the process that has started it.
     code = (
-        "import sys; from worker.cli import main; main(sys.argv[1:]);"
+        "import sys; from worker.cli.entry import main; main(sys.argv[1:]);"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0], file=sys.stderr)"
     )
     command = [sys.executable, "-c", code, *COMMAND[3:], str(texts), "--model", str(model)]

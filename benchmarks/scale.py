@@ -3,7 +3,7 @@
     python -m benchmarks.scale [--texts chat.txt] [--core-hour 0.04]
 
 - the engine by tokens and batch;
-- all of the way but the brokers (`worker.bench.road`), by the share of messages that are known;
+- all of the way but the brokers (`worker.bench.chunk_costs`), by the share of messages that are known;
 - the CPU of `worker run` by partitions, on a broker of its own, where all messages are known.
 
 Each also as the price of a million messages, at a price for a core and hour. `benchmarks.caches` has
@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING
 
 from benchmarks.stream import FROM, TO, bench_of, caches, cpu_seconds, reach, texts_of
 from tests.kafka.broker import missing
-from worker.artifact import BUILT_IN_MODEL, load_artifact
+from worker.bench.chunk_costs import ChunkRoute, events_of
 from worker.bench.machine import machine
-from worker.bench.measure import batch_speeds, peak_gops
-from worker.bench.road import Road, events_of
+from worker.bench.measure import batch_speeds
+from worker.bench.peak import peak_gops
+from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.stream import Bench
-    from worker.artifact import Artifact
+    from worker.inference.artifact import Artifact
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)
 CHUNK, CHUNKS = 1024, 4
@@ -53,7 +54,7 @@ def by_share(artifact: Artifact, texts: Sequence[str], price: float) -> None:
     distinct = list(dict.fromkeys(texts))
     rng = random.Random(1)  # noqa: S311 - the same choice each time
     for share in SHARES:
-        road, known = Road(artifact), distinct[:CHUNK]
+        road, known = ChunkRoute(artifact), distinct[:CHUNK]
         road.label(events_of(known))
         fresh = iter(distinct[CHUNK:])
         seconds = []

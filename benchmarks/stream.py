@@ -27,7 +27,7 @@ from tests.kafka.broker import Cluster, missing
 from tests.kafka.health import LISTEN, metrics
 from tests.kafka.stage import QUICK, Stage
 from worker.demo.chat import ChatStream
-from worker.settings import KafkaSettings
+from worker.settings.schema import KafkaSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

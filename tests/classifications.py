@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from worker.classifier import Classification
-from worker.decisions import Scores
+from worker.inference.classifier import Classification
+from worker.inference.decisions import Scores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from worker.artifact import BUILT_IN_MODEL, MANIFEST_FILE, Artifact, load_artifact
-from worker.classifier import Classifier
-from worker.engine import Engine
-from worker.tokens import TextTokenizer
+from worker.inference.artifact import BUILT_IN_MODEL, MANIFEST_FILE, Artifact, load_artifact
+from worker.inference.classifier import Classifier
+from worker.inference.engine import Engine
+from worker.inference.tokens import TextTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import POISON
+from tests.transports.memory import MemoryTopic, MemoryTransport
 from worker import pipeline
-from worker.artifact import load_artifact
-from worker.classifier import Classifier
-from worker.codec import decode_text
 from worker.errors import EngineError
-from worker.messages import DeadLetter, ErrorKind, Labelled, Outcome, Place, Record
-from worker.transports.memory import MemoryTopic, MemoryTransport
+from worker.events.codec import decode_text
+from worker.events.records import DeadLetter, ErrorKind, FilePlace, LabelledEvent, Outcome, Record
+from worker.inference.artifact import load_artifact
+from worker.inference.classifier import Classifier
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,13 +61,13 @@ def test_an_abandoned_chunk_is_told_of_and_done_again(
 
     classifier.classify = while_another_comes_and_goes  # type: ignore[method-assign]
     assert pipeline.run(transport, classifier, completed=lambda *_: None, stopping=lambda: False)
-    texts = [outcome.event.text for outcome in topic.outcomes if isinstance(outcome, Labelled)]
+    texts = [outcome.event.text for outcome in topic.outcomes if isinstance(outcome, LabelledEvent)]
     assert texts == ["gg", "wp", "lol"]
     assert "chunk abandoned" in caplog.text
 
 
 def label_texts(classifier: Classifier, texts: Sequence[str]) -> list[Outcome]:
-    records = [Record(text.encode(), Place("test", n)) for n, text in enumerate(texts, 1)]
+    records = [Record(text.encode(), FilePlace("test", n)) for n, text in enumerate(texts, 1)]
     return pipeline.label(classifier, [decode_text(record) for record in records])
 
 
@@ -79,13 +79,13 @@ def test_only_the_messages_that_the_model_cannot_score_become_dead_letters(
     outcomes = label_texts(Classifier(load_artifact(poisoned_model)), texts)
     assert {n for n, o in enumerate(outcomes) if isinstance(o, DeadLetter)} == bad
     assert all(o.kind == ErrorKind.ENGINE for o in outcomes if isinstance(o, DeadLetter))
-    good = [o.classification for o in outcomes if isinstance(o, Labelled)]
+    good = [o.classification for o in outcomes if isinstance(o, LabelledEvent)]
     assert good == classifier.classify([t for n, t in enumerate(texts) if n not in bad])
 
 
 def test_a_model_that_fails_on_everything_makes_no_dead_letters(
     poisoned_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.classifier._KNOWN_GOOD_TEXT", POISON)
+    monkeypatch.setattr("worker.inference.classifier._KNOWN_GOOD_TEXT", POISON)
     with pytest.raises(EngineError, match="fails on a known good text"):
         label_texts(Classifier(load_artifact(poisoned_model)), [f"{POISON} again"])

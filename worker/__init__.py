@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from worker.classifier import Classification, Classifier
+    from worker.inference.classifier import Classification, Classifier
 
 __all__ = ["Classification", "Classifier"]
 
@@ -18,7 +18,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 def __getattr__(name: str) -> object:
     # The engine's libraries take a third of a second to import: only where a model is wanted.
     if name in __all__:
-        from worker import classifier  # noqa: PLC0415
+        from worker.inference import classifier  # noqa: PLC0415
 
         return getattr(classifier, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

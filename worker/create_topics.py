@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Final
 
 from kafka import errors as kafka_errors
 
-from worker.check.questions import Questions
 from worker.check.topics import MAX_MESSAGE_BYTES, dead_letter_bytes
-from worker.telemetry.logs import log
-from worker.transports.kafka.clients import new_admin, sentence, told
+from worker.logs.logger import log
+from worker.transports.kafka.admin import BrokerQueries
+from worker.transports.kafka.clients import explained_kafka_errors, new_admin, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kafka import KafkaAdminClient
 
-    from worker.settings import KafkaSettings
+    from worker.settings.schema import KafkaSettings
 
 _PAUSE_SECONDS: Final = 0.5
 # What the brokers take as: your own default.
@@ -41,15 +41,18 @@ def create_topics(
         "num_partitions": partitions or _DEFAULT,
         "replication_factor": replicas or _DEFAULT,
     }
-    with told(), closing(_connected(settings, time.monotonic() + wait_seconds)) as admin:
-        questions = Questions(admin, settings.request_timeout_seconds)
+    with (
+        explained_kafka_errors(),
+        closing(_connected(settings, time.monotonic() + wait_seconds)) as admin,
+    ):
+        queries = BrokerQueries(admin, settings.request_timeout_seconds)
         for topic in settings.input_topics:
-            _create(questions, topic, shape)
-        limits = questions.configs("TOPIC", settings.input_topics, [MAX_MESSAGE_BYTES])
+            _create(queries, topic, shape)
+        limits = queries.configs("TOPIC", settings.input_topics, [MAX_MESSAGE_BYTES])
         event = max(int(configs.get(MAX_MESSAGE_BYTES, 0)) for configs in limits.values())
-        _create(questions, settings.output_topic, shape)
+        _create(queries, settings.output_topic, shape)
         room = {MAX_MESSAGE_BYTES: str(dead_letter_bytes(event, settings))} if event else {}
-        _create(questions, settings.dead_letter_topic, shape | {"configs": room})
+        _create(queries, settings.dead_letter_topic, shape | {"configs": room})
 
 
 def _connected(settings: KafkaSettings, until: float) -> KafkaAdminClient:
@@ -66,15 +69,15 @@ def _connected(settings: KafkaSettings, until: float) -> KafkaAdminClient:
         time.sleep(_PAUSE_SECONDS)
 
 
-def _create(questions: Questions, topic: str, shape: Mapping[str, object]) -> None:
+def _create(queries: BrokerQueries, topic: str, shape: Mapping[str, object]) -> None:
     def create() -> bool:
         try:
-            questions.admin.create_topics({topic: shape}, wait_for_metadata=True)
+            queries.admin.create_topics({topic: shape}, wait_for_metadata=True)
         except kafka_errors.TopicAlreadyExistsError:
             return False
         return True
 
-    created = questions.ask(create)
-    (description,) = questions.admin.describe_topics([topic])
+    created = queries.ask(create)
+    (description,) = queries.admin.describe_topics([topic])
     number = len(description["partitions"])
     print(f"{topic}: {'created' if created else 'is there'}, {number} partitions")

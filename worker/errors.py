@@ -27,7 +27,7 @@ class EngineError(WorkerError):
     """A batch that the engine could not score, or scored with numbers that are not finite."""
 
 
-class LabelledDataError(WorkerError):
+class ExampleFileError(WorkerError):
     """A file of labelled texts that cannot be read as one; names the file and the line."""
 
 

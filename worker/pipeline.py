@@ -6,15 +6,15 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from worker.errors import EngineError
-from worker.messages import DeadLetter, ErrorKind, Event, Labelled
-from worker.telemetry.logs import log
+from worker.events.records import DeadLetter, ErrorKind, Event, LabelledEvent
+from worker.logs.logger import log
 from worker.transports.base import ChunkAbandonedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from worker.classifier import Classifier
-    from worker.messages import Item, Outcome
+    from worker.events.records import Item, Outcome
+    from worker.inference.classifier import Classifier
     from worker.transports.base import ChunkT, Transport
 
 _LAST_MESSAGES: Final = 100
@@ -66,7 +66,7 @@ class _Failures:
 
         """
         for outcome in outcomes:
-            if isinstance(outcome, Labelled):
+            if isinstance(outcome, LabelledEvent):
                 self._last.append(False)
             elif isinstance(outcome, DeadLetter) and outcome.kind is ErrorKind.ENGINE:
                 self._last.append(True)
@@ -101,4 +101,4 @@ def _label_events(classifier: Classifier, events: Sequence[Event]) -> list[Outco
         classifier.check()
         reason = "the model cannot score this text"
         return [DeadLetter(events[0].record, ErrorKind.ENGINE, reason)]
-    return [Labelled(event, result) for event, result in zip(events, results, strict=True)]
+    return [LabelledEvent(event, result) for event, result in zip(events, results, strict=True)]

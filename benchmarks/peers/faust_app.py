@@ -11,7 +11,7 @@ from typing import Any
 
 import faust  # type: ignore[import-not-found]  # in its environment
 
-from worker.classifier import Classifier
+from worker.inference.classifier import Classifier
 
 # As the worker's own chunks are by default.
 CHUNK, SECONDS = 2048, 0.5

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from benchmarks.engine import SIZES, random_model, stock_session
 from benchmarks.ladder import artifact_of
 from benchmarks.peers.tokenized import MOST_TOKENS
-from worker.artifact import BUILT_IN_MODEL, TOKENIZER_FILE, load_artifact
 from worker.build.checkpoint import quiet_transformers
 from worker.demo.chat import ChatStream
-from worker.tokens import TextTokenizer
+from worker.inference.artifact import BUILT_IN_MODEL, TOKENIZER_FILE, load_artifact
+from worker.inference.tokens import TextTokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path

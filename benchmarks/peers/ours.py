@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.peers.peer import serve
-from worker.artifact import load_artifact
-from worker.classifier import Classifier
 from worker.defaults import MEMORY_ENTRIES, TOKEN_BUDGET
-from worker.settings import KafkaSettings
-from worker.tokens import TextTokenizer, cut_batches
+from worker.inference.artifact import load_artifact
+from worker.inference.classifier import Classifier
+from worker.inference.tokens import TextTokenizer, cut_batches
+from worker.settings.schema import KafkaSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

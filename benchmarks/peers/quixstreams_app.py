@@ -10,7 +10,7 @@ from typing import Any
 
 from quixstreams import Application  # type: ignore[import-not-found]  # in its environment
 
-from worker.classifier import Classifier
+from worker.inference.classifier import Classifier
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import pytest
 
-from worker.decisions import Task
+from worker.inference.decisions import Task
 
 # On CI a missing torch is a fault of the set-up, which must not pass for success.
 IS_WANTED = find_spec("torch") is not None or bool(os.environ.get("CI"))
@@ -26,9 +26,9 @@ if IS_WANTED:
         PreTrainedTokenizerFast,
     )
 
-    from worker.artifact import Artifact, load_artifact
     from worker.build.finetune import FinetuneOptions, finetune
-    from worker.build.prepare import Limits, PrepareOptions, prepare
+    from worker.build.prepare import GateLimits, PrepareOptions, prepare
+    from worker.inference.artifact import Artifact, load_artifact
 
     # Models this small take ten times longer where threads wait for each other.
     torch.set_num_threads(1)
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from worker.quality import Quality
+    from worker.evaluation.quality import Quality
 
 LABELS = ("calm", "cross", "glad")
 SPECIAL = {
@@ -196,7 +196,7 @@ def tiny_artifact(
 
 def prepared(checkpoint: Path, folder: Path) -> Artifact:
     """Prepare a checkpoint with random weights, however far int8 strays, and load the artifact."""
-    options = PrepareOptions(checkpoint, folder / "model", limits=Limits(logit_error=1))
+    options = PrepareOptions(checkpoint, folder / "model", limits=GateLimits(logit_error=1))
     prepare(options)
     return load_artifact(options.output)
 

@@ -11,20 +11,20 @@ import pytest
 from tests.build.conftest import LABELS, made_up_texts, write_jsonl
 from worker.build.checkpoint import Checkpoint
 from worker.build.prepare import PrepareOptions, prepare
-from worker.classifier import Classifier
-from worker.cli import main
-from worker.decisions import Task
-from worker.errors import ArtifactError, ConfigurationError, LabelledDataError
-from worker.evaluate import evaluate
-from worker.labelled import LabelledFormat
-from worker.quality import measure
+from worker.cli.entry import main
+from worker.errors import ArtifactError, ConfigurationError, ExampleFileError
+from worker.evaluation.command import evaluate
+from worker.evaluation.examples import ExampleFormat
+from worker.evaluation.quality import measure
+from worker.inference.classifier import Classifier
+from worker.inference.decisions import Task
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.build.conftest import Trained
 
-FORM = LabelledFormat()
+FORM = ExampleFormat()
 
 
 class Models(NamedTuple):
@@ -77,7 +77,7 @@ def test_a_checkpoint_is_measured_with_its_thresholds(models: Models) -> None:
 @pytest.mark.parametrize("kind", ["checkpoint", "artifact"])
 def test_labels_that_the_model_has_not_are_told(models: Models, tmp_path: Path, kind: str) -> None:
     texts = write_jsonl(tmp_path / "texts.jsonl", [("we", ["sleepy"]), ("you", ["calm", "bored"])])
-    with pytest.raises(LabelledDataError) as error:
+    with pytest.raises(ExampleFileError) as error:
         evaluate(getattr(models, kind), texts, FORM)
     assert str(error.value) == (
         f"{texts} has labels that the model has not: bored, sleepy; "
@@ -91,7 +91,7 @@ def test_a_model_that_is_missing_is_told(models: Models, tmp_path: Path) -> None
 
 
 def test_texts_that_are_missing_are_told(models: Models, tmp_path: Path) -> None:
-    with pytest.raises(LabelledDataError, match=r"cannot read .*No such file or directory"):
+    with pytest.raises(ExampleFileError, match=r"cannot read .*No such file or directory"):
         evaluate(models.artifact, tmp_path / "missing.jsonl", FORM)
 
 

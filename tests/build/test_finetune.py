@@ -23,11 +23,11 @@ from transformers import (
 from tests.build.conftest import LABELS, save_bert, tiny_tokenizer, write_jsonl
 from worker.build.checkpoint import Checkpoint
 from worker.build.finetune import FinetuneOptions, finetune, resolve_precision
-from worker.cli import main
-from worker.decisions import Task
-from worker.errors import ConfigurationError, LabelledDataError, WorkerError
-from worker.evaluate import evaluate
-from worker.labelled import LabelledFormat
+from worker.cli.entry import main
+from worker.errors import ConfigurationError, ExampleFileError, WorkerError
+from worker.evaluation.command import evaluate
+from worker.evaluation.examples import ExampleFormat
+from worker.inference.decisions import Task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ STEPS_A_CHECKPOINT = 6
 KILLED_ONCE_SAVED = """
 import os, signal, sys
 from transformers import EarlyStoppingCallback
-from worker.cli import main
+from worker.cli.entry import main
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -126,7 +126,7 @@ def test_the_quality_is_that_of_the_checkpoint_on_dev(
     trained: dict[Task, Trained], task: Task
 ) -> None:
     options, quality = trained[task]
-    assert evaluate(options.output, options.dev, LabelledFormat()) == quality
+    assert evaluate(options.output, options.dev, ExampleFormat()) == quality
 
 
 @pytest.mark.parametrize("task", Task)
@@ -296,13 +296,13 @@ def test_what_exists_is_not_overwritten(options: FinetuneOptions) -> None:
 
 def test_one_label_leaves_nothing_to_learn(options: FinetuneOptions, tmp_path: Path) -> None:
     train = write_jsonl(tmp_path / "one.jsonl", [("we rest", ["calm"]), ("we win", ["calm"])])
-    with pytest.raises(LabelledDataError, match="fewer than two labels"):
+    with pytest.raises(ExampleFileError, match="fewer than two labels"):
         finetune(replace(options, train=train))
 
 
 def test_dev_has_no_labels_that_train_has_not(options: FinetuneOptions, tmp_path: Path) -> None:
     dev = write_jsonl(tmp_path / "dev.jsonl", [("we rest", ["calm", "sleepy"])])
-    with pytest.raises(LabelledDataError, match="labels that the model has not: sleepy"):
+    with pytest.raises(ExampleFileError, match="labels that the model has not: sleepy"):
         finetune(replace(options, dev=dev))
 
 
@@ -311,7 +311,7 @@ def test_one_of_wants_one_label_a_text(
     options: FinetuneOptions, tmp_path: Path, labels: list[str]
 ) -> None:
     dev = write_jsonl(tmp_path / "dev.jsonl", [("we rest", labels)])
-    with pytest.raises(LabelledDataError, match="some texts have no label or several"):
+    with pytest.raises(ExampleFileError, match="some texts have no label or several"):
         finetune(replace(options, dev=dev, task=Task.ONE_OF))
 
 
@@ -326,7 +326,7 @@ def test_labels_can_be_trained_as_several_though_each_text_has_one(
 def test_a_missing_file_of_texts_leaves_nothing_behind(
     options: FinetuneOptions, tmp_path: Path
 ) -> None:
-    with pytest.raises(LabelledDataError, match="cannot read"):
+    with pytest.raises(ExampleFileError, match="cannot read"):
         finetune(replace(options, train=tmp_path / "missing.jsonl"))
     assert not list(tmp_path.iterdir())
 
@@ -402,7 +402,7 @@ def test_a_precision_that_is_named_is_taken(precision: str) -> None:
 def test_without_a_gpu_the_precision_is_what_the_cpu_multiplies(
     monkeypatch: pytest.MonkeyPatch, flags: set[str], precision: str
 ) -> None:
-    monkeypatch.setattr("worker.cpu.cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr("worker.build.finetune.cpu_flags", lambda: frozenset(flags))
     assert resolve_precision("auto") == precision
 
 

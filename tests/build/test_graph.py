@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from tests.build.conftest import VOCABULARY, prepared
-from worker.artifact import GRAPH_FILE, WEIGHTS_FILE, file_sha256
 from worker.build.checkpoint import Checkpoint, predict_logits
 from worker.build.graph import (
     fold_biases,
@@ -22,7 +21,8 @@ from worker.build.graph import (
     quantize_columns,
     write_graph,
 )
-from worker.engine import Engine, int8_products_saturate
+from worker.inference.artifact import GRAPH_FILE, WEIGHTS_FILE, file_sha256
+from worker.inference.engine import Engine, int8_products_saturate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tests.build.conftest import TinyCheckpoint
-    from worker.artifact import Artifact
+    from worker.inference.artifact import Artifact
 
     MakeFixed = Callable[..., Artifact]
 

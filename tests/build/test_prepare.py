@@ -12,26 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.build.conftest import LABELS, save_bert, tiny_tokenizer, write_jsonl
-from worker.artifact import (
+from worker.build.checkpoint import Checkpoint, encode
+from worker.build.prepare import GateLimits, PrepareOptions, prepare
+from worker.cli.entry import main
+from worker.errors import ConfigurationError, ExampleFileError, QualityGateError, WorkerError
+from worker.inference.artifact import (
     BUILT_IN_MODEL,
     Calibration,
     Manifest,
     file_sha256,
     load_artifact,
 )
-from worker.build.checkpoint import Checkpoint, encode
-from worker.build.prepare import Limits, PrepareOptions, prepare
-from worker.classifier import Classifier
-from worker.cli import main
-from worker.decisions import Task
-from worker.errors import ConfigurationError, LabelledDataError, QualityGateError, WorkerError
-from worker.tokens import TextTokenizer
+from worker.inference.classifier import Classifier
+from worker.inference.decisions import Task
+from worker.inference.tokens import TextTokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.build.conftest import LabelledFiles, TinyCheckpoint, Trained
-    from worker.artifact import Artifact
+    from worker.inference.artifact import Artifact
 
 
 class Prepared(NamedTuple):
@@ -42,7 +42,7 @@ class Prepared(NamedTuple):
 
 
 # On sixty texts one decision is a point of macro F1, and CPUs differ in the last place.
-LOOSE = Limits(f1_points=5, agreement=0.9)
+LOOSE = GateLimits(f1_points=5, agreement=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -270,10 +270,10 @@ def refused(options: PrepareOptions) -> None:
     assert sorted(options.output.parent.iterdir()) == before
 
 
-@pytest.mark.parametrize("limits", [Limits(agreement=1.01), Limits(f1_points=-100.5)])
+@pytest.mark.parametrize("limits", [GateLimits(agreement=1.01), GateLimits(f1_points=-100.5)])
 @pytest.mark.parametrize("task", Task)
 def test_a_model_too_far_from_its_checkpoint_on_labelled_texts_is_refused(
-    ready: dict[Task, Prepared], tmp_path: Path, task: Task, limits: Limits
+    ready: dict[Task, Prepared], tmp_path: Path, task: Task, limits: GateLimits
 ) -> None:
     refused(replace(ready[task].options, output=tmp_path / "model", limits=limits))
 
@@ -282,7 +282,7 @@ def test_a_model_too_far_from_its_checkpoint_in_its_logits_is_refused(
     ready: dict[Task, Prepared], tmp_path: Path
 ) -> None:
     checkpoint = ready[Task.SEVERAL].options.checkpoint
-    refused(PrepareOptions(checkpoint, tmp_path / "model", limits=Limits(logit_error=1e-6)))
+    refused(PrepareOptions(checkpoint, tmp_path / "model", limits=GateLimits(logit_error=1e-6)))
 
 
 def test_weights_too_wild_for_int8_are_refused(
@@ -318,7 +318,7 @@ def test_labels_that_the_checkpoint_has_not_are_refused(
 ) -> None:
     texts = write_jsonl(tmp_path / "texts.jsonl", [("we rest", ["sleepy"])])
     checkpoint = ready[Task.SEVERAL].options.checkpoint
-    with pytest.raises(LabelledDataError, match="labels that the model has not: sleepy"):
+    with pytest.raises(ExampleFileError, match="labels that the model has not: sleepy"):
         prepare(PrepareOptions(checkpoint, tmp_path / "model", evaluate_on=texts))
     assert list(tmp_path.iterdir()) == [texts]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from worker.bench.peak import PEAK_FILE
 from worker.build.probe import peak_probe, saturation_probe
-from worker.engine import PEAK_FILE, PROBE_FILE
+from worker.inference.engine import PROBE_FILE
 
 
 def test_the_files_are_what_their_code_writes() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tests.compose.files import ROOT
 from tests.kafka.broker import Kafka, free_port, wait_until
 from tests.kafka.stage import Stage
-from worker.settings import KafkaSettings
+from worker.settings.schema import KafkaSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -26,8 +26,8 @@ from tests.compose.engine import ComposeStage, Project, image_bytes
 from tests.compose.files import DOCKERFILE, IMAGE, OURS, ROOT
 from tests.kafka.broker import PATIENCE, wait_until
 from tests.kafka.verifier import verify
-from worker.classifier import Classifier
 from worker.demo.chat import EXAMPLES
+from worker.inference.classifier import Classifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +68,9 @@ def build(project: Project) -> None:
     project.compose("build")
     (base,) = set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE))
     whole, below = (size / MEGABYTE for size in image_bytes([IMAGE, base]))
-    told(f"image: {whole:.0f} MB, {whole - below:.0f} on top of its base of {below:.0f}")
+    explained_kafka_errors(
+        f"image: {whole:.0f} MB, {whole - below:.0f} on top of its base of {below:.0f}"
+    )
     assert whole - below < MOST_MEGABYTES
 
 
@@ -76,13 +78,15 @@ def first_label(project: Project) -> None:
     begun = time.monotonic()
     project.up()
     wait_until(lambda: bool(shown(project)), "a label in view")
-    told(f"up: the first label came after {time.monotonic() - begun:.1f} s, image there")
+    explained_kafka_errors(
+        f"up: the first label came after {time.monotonic() - begun:.1f} s, image there"
+    )
     wait_until_shown(project, "joy                    yesssss congrats 🎉🎉$")
     wait_until(lambda: all(c.health == "healthy" for c in project.containers("worker")), "health")
     started = [container for name in OURS for container in project.containers(name)]
     assert [container.restarts for container in started] == [0] * len(started)
     wait_until(lambda: len(shown(project)) > len(EXAMPLES.read_bytes().splitlines()), "new texts")
-    told("up: two workers healthy, none started twice, new texts keep coming")
+    explained_kafka_errors("up: two workers healthy, none started twice, new texts keep coming")
 
 
 def shown(project: Project) -> list[str]:
@@ -101,7 +105,9 @@ def rights(project: Project) -> None:
     assert int(user) > 0
     assert int(capabilities.split()[1], 16) == 0
     assert [line for line in touched if "Read-only" in line] == touched
-    told("rights: no root, no capabilities, nothing to write to but cache and /tmp")
+    explained_kafka_errors(
+        "rights: no root, no capabilities, nothing to write to but cache and /tmp"
+    )
 
 
 def from_the_host(project: Project) -> None:
@@ -117,7 +123,9 @@ def from_the_host(project: Project) -> None:
     wait_until_shown(project, "disgust.* what a disgusting pizza")
     letters = project.compose("run", "--rm", "--no-deps", "worker", "dead-letters", "list")
     assert "not-json" in letters
-    told("host: written by the console and from Python, labelled and shown; dead letters listed")
+    explained_kafka_errors(
+        "host: written by the console and from Python, labelled and shown; dead letters listed"
+    )
 
 
 def replay(project: Project) -> None:
@@ -133,7 +141,7 @@ def replay(project: Project) -> None:
         assert "306 labelled, 8 dead letters" in output, output
         assert len(labels) == 306
         (done,) = (line for line in output.splitlines() if line.startswith("done: "))
-        told(f"replay of a mounted file: {done}")
+        explained_kafka_errors(f"replay of a mounted file: {done}")
 
 
 def observed(project: Project) -> None:
@@ -146,7 +154,7 @@ def observed(project: Project) -> None:
     wait_until(lambda: up() == SCALE, "all workers scraped")
     project.compose("--profile", "observe", "up", "--detach", "--scale", "worker=1")
     wait_until(lambda: up() == 1, "one worker scraped")
-    told(f"observe: Prometheus found {SCALE} workers, then the one that was left")
+    explained_kafka_errors(f"observe: Prometheus found {SCALE} workers, then the one that was left")
     rules = [rule for group in asked(project, "/api/v1/rules")["groups"] for rule in group["rules"]]
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
 
@@ -169,19 +177,21 @@ def cannot_start(project: Project) -> None:
         assert container.restarts <= MOST_RESTARTS
         last = project.logs("worker")[-1]
         assert last.startswith("worker: "), last
-        told(f"without a model: {container.restarts} restarts in {LOOKING_SECONDS:.0f} s; {last}")
+        explained_kafka_errors(
+            f"without a model: {container.restarts} restarts in {LOOKING_SECONDS:.0f} s; {last}"
+        )
     with worker_with(project, WORKER_KAFKA__BROKERS="nowhere:9092"):
         time.sleep(LOOKING_SECONDS)
         (container,) = project.containers("worker")
         assert (container.running, container.restarts) == (True, 0)
         last = project.logs("worker")[-1]
         assert "the brokers" in last, last
-        told(f"without brokers: it waits; {last}")
+        explained_kafka_errors(f"without brokers: it waits; {last}")
     with worker_with(project, WORKER_CACHE__DIRECTORY="/proc/cache"):
         wait_until(lambda: "disk cache in trouble" in "".join(project.logs("worker")), "a warning")
         (container,) = project.containers("worker")
         assert (container.running, container.restarts) == (True, 0)
-        told("without a cache that can be written: it says so, and works")
+        explained_kafka_errors("without a cache that can be written: it says so, and works")
 
 
 @contextmanager
@@ -206,7 +216,9 @@ def under_load(project: Project, guarantee: str) -> None:
 
     begun = time.monotonic()
     project.compose("stop", "worker")
-    told(f"{guarantee}: {SCALE} workers stopped under load in {time.monotonic() - begun:.1f} s")
+    explained_kafka_errors(
+        f"{guarantee}: {SCALE} workers stopped under load in {time.monotonic() - begun:.1f} s"
+    )
     assert [c.exit_code for c in project.containers("worker")] == [0] * SCALE
     project.up(*scaled)
     time.sleep(LOAD_SECONDS)
@@ -231,7 +243,7 @@ def under_load(project: Project, guarantee: str) -> None:
     assert set(wrong.values()) == {0}, wrong
 
 
-def told(text: str) -> None:
+def explained_kafka_errors(text: str) -> None:
     print(text, flush=True)
 
 

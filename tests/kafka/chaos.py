@@ -37,7 +37,7 @@ from tests.kafka.broker import PATIENCE, Cluster, missing, wait_until
 from tests.kafka.proxy import HOST, Api, BlackHole, Call, Cut, Delay, Fault, Moment, Proxy
 from tests.kafka.stage import Stage, WorkerProcess
 from tests.kafka.verifier import Report, verify
-from worker.classifier import Classifier
+from worker.inference.classifier import Classifier
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,8 +7,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from worker import cli, runtime
-from worker.classifier import Classification, Classifier
+from worker import assembly, cli
+from worker.inference.classifier import Classification, Classifier
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,5 +26,5 @@ class DeadlyClassifier(Classifier):
 
 
 if __name__ == "__main__":
-    setattr(runtime, "Classifier", DeadlyClassifier)  # noqa: B010 - mypy knows it as imported
+    setattr(assembly, "Classifier", DeadlyClassifier)  # noqa: B010 - mypy knows it as imported
     sys.exit(cli.main(sys.argv[1:]))

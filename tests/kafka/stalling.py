@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker import cli, runtime
-from worker.classifier import Classification, Classifier
+from worker import assembly, cli
+from worker.inference.classifier import Classification, Classifier
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,5 +28,5 @@ class StallingClassifier(Classifier):
 
 
 if __name__ == "__main__":
-    setattr(runtime, "Classifier", StallingClassifier)  # noqa: B010 - mypy knows it as imported
+    setattr(assembly, "Classifier", StallingClassifier)  # noqa: B010 - mypy knows it as imported
     sys.exit(cli.main(sys.argv[1:]))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.kafka.broker import Kafka
-    from worker.classifier import Classifier
+    from worker.inference.classifier import Classifier
 
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
 SECONDS = 30

@@ -14,11 +14,11 @@ from tests.kafka.conftest import _require_broker
 from tests.kafka.proxy import Api, BlackHole, Fault, Moment, Proxy
 from worker import cli
 from worker.check.topics import dead_letter_bytes
-from worker.codec import LabelEncoder
-from worker.messages import DeadLetter, ErrorKind
-from worker.settings import KafkaSettings
+from worker.events.codec import LabelEncoder
+from worker.events.records import DeadLetter, ErrorKind
+from worker.settings.schema import KafkaSettings
 from worker.transports.kafka.clients import new_producer
-from worker.transports.kafka.records import MessageEncoder, record_of
+from worker.transports.kafka.records import ProducerRecordEncoder, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -540,7 +540,7 @@ def test_the_dead_letter_of_the_largest_event_has_the_room_that_is_asked_for(sit
     )
     site.kafka.create_topic(site.dead, max_message_bytes=str(kafka.max_message_bytes))
     event = largest_event(site.kafka, site.input, most)
-    encoder = MessageEncoder(LabelEncoder("", ""), site.output, site.dead, site.group)
+    encoder = ProducerRecordEncoder(LabelEncoder("", ""), site.output, site.dead, site.group)
     reason = "a reason as long as they can be" * 6
     letter = encoder.encode(event, DeadLetter(record_of(event), max(ErrorKind, key=len), reason))
     producer = new_producer(kafka)

@@ -20,13 +20,13 @@ from kafka.consumer.fetcher import ConsumerRecord
 
 from tests.kafka.broker import PATIENCE, Cluster, free_port, wait_until
 from tests.kafka.proxy import HOST, Api, Armed, BlackHole, Call, Cut, Fault, Hold, Moment, Proxy
-from worker.cli import main
-from worker.codec import LabelEncoder, decode_text
-from worker.messages import DeadLetter, ErrorKind, Skipped
-from worker.settings import KafkaSettings
+from worker.cli.entry import main
+from worker.events.codec import LabelEncoder, decode_text
+from worker.events.records import DeadLetter, ErrorKind, Skipped
+from worker.settings.schema import KafkaSettings
 from worker.transports.kafka.positions import Mark
-from worker.transports.kafka.records import MessageEncoder, record_of
-from worker.transports.kafka.transport import KafkaTransport, Limits
+from worker.transports.kafka.records import ProducerRecordEncoder, record_of
+from worker.transports.kafka.transport import KafkaTransport, TransportLimits
 from worker.transports.kafka.undecodable import UndecodableError
 
 if TYPE_CHECKING:
@@ -76,8 +76,10 @@ class Desk:
         )
 
     @property
-    def encoder(self) -> MessageEncoder:
-        return MessageEncoder(LabelEncoder("model", "digest"), "labels", self.dead, self.group)
+    def encoder(self) -> ProducerRecordEncoder:
+        return ProducerRecordEncoder(
+            LabelEncoder("model", "digest"), "labels", self.dead, self.group
+        )
 
     @property
     def proxied(self) -> str:
@@ -708,7 +710,7 @@ def test_the_command_that_a_worker_names_lets_it_go_on(desk: Desk) -> None:
     seen: list[bytes] = []
 
     def work() -> None:
-        limits = Limits(max_bytes=1000, stuck_seconds=PATIENCE)
+        limits = TransportLimits(max_bytes=1000, stuck_seconds=PATIENCE)
         transport = KafkaTransport(desk.settings, decode_text, desk.encoder, limits)
         try:
             for chunk in transport.chunks():

@@ -15,8 +15,8 @@ from tests.kafka.deadly import KILLER
 from tests.kafka.health import LISTEN, wait_until_ready
 from tests.kafka.proxy import Api, BlackHole, Cut, Fault, Moment, Proxy
 from tests.kafka.stage import Stage, header, place_of
-from worker.artifact import load_artifact
-from worker.tokens import TextTokenizer
+from worker.inference.artifact import load_artifact
+from worker.inference.tokens import TextTokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,7 @@ from tests.kafka.broker import PATIENCE, wait_until
 from tests.kafka.health import LISTEN, metrics, wait_until_not_ready, wait_until_ready
 from tests.kafka.proxy import Api, Call, Fault, Hold, Moment, Proxy
 from tests.kafka.stage import Stage, place_of
-from worker.settings import KafkaSettings
+from worker.settings.schema import KafkaSettings
 from worker.transports.kafka.clients import new_consumer
 from worker.transports.kafka.positions import Mark, read_committed
 

@@ -18,8 +18,8 @@ from prometheus_client import parser
 from tests.kafka.broker import free_port, wait_until
 from tests.kafka.deadly import KILLER
 from tests.kafka.stage import Stage, WorkerProcess, header, place_of
-from worker import supervisor
-from worker.cli import main
+from worker.cli.entry import main
+from worker.run import supervisor
 from worker.telemetry.metrics import Status
 
 if TYPE_CHECKING:

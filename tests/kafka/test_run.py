@@ -11,8 +11,8 @@ import pytest
 from tests.kafka.broker import wait_until
 from tests.kafka.health import LISTEN, metrics
 from tests.kafka.stage import header, place_of
-from worker.classifier import Classifier
-from worker.cli import main
+from worker.cli.entry import main
+from worker.inference.classifier import Classifier
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,13 +12,13 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from tests.classifications import classified
 from tests.kafka.broker import PATIENCE, wait_until
 from tests.kafka.stage import place_of
-from worker.codec import Fields, LabelEncoder, json_decoder
 from worker.errors import WorkerError
-from worker.messages import Event, Labelled
-from worker.settings import KafkaSettings
-from worker.telemetry.logs import configure_logs
-from worker.transports.kafka.records import MessageEncoder
-from worker.transports.kafka.transport import KafkaTransport, Limits
+from worker.events.codec import Fields, LabelEncoder, json_decoder
+from worker.events.records import Event, LabelledEvent
+from worker.logs.logger import configure_logs
+from worker.settings.schema import KafkaSettings
+from worker.transports.kafka.records import ProducerRecordEncoder
+from worker.transports.kafka.transport import KafkaTransport, TransportLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,8 +43,8 @@ class Loop:
             }
         )
         labels = LabelEncoder("test", "0")
-        encoder = MessageEncoder(labels, stage.output, stage.dead, stage.group)
-        limits = Limits(max_bytes=2**20, stuck_seconds=60)
+        encoder = ProducerRecordEncoder(labels, stage.output, stage.dead, stage.group)
+        limits = TransportLimits(max_bytes=2**20, stuck_seconds=60)
         self.transport = KafkaTransport(settings, json_decoder(Fields()), encoder, limits)
         self._chunks = self.transport.chunks()
 
@@ -53,7 +53,8 @@ class Loop:
             chunk = next(self._chunks)
             result = classified({})
             outcomes = [
-                Labelled(item, result) if isinstance(item, Event) else item for item in chunk.items
+                LabelledEvent(item, result) if isinstance(item, Event) else item
+                for item in chunk.items
             ]
             self.transport.complete(chunk, outcomes)
             return condition()
@@ -115,7 +116,7 @@ def test_records_that_do_not_come_end_the_worker_with_a_sentence_and_its_stacks(
     consumer = loop.transport._live
     # As a client that has forgotten to fetch: it stays in the group, and nothing comes.
     consumer.pause(*consumer.assignment())
-    loop.transport._limits = Limits(max_bytes=2**20, stuck_seconds=1)
+    loop.transport._limits = TransportLimits(max_bytes=2**20, stuck_seconds=1)
     stage.produce(["a secret", "another"])
     problem = r"stuck: 2 partitions have records, and none has come for 1 seconds; start the worker"
     with pytest.raises(WorkerError, match=problem):

@@ -25,13 +25,13 @@ from tests.transports.contract import (
     outcomes_of,
     value_of,
 )
-from worker.codec import Fields, LabelEncoder, json_decoder
-from worker.settings import KafkaSettings
+from worker.events.codec import Fields, LabelEncoder, json_decoder
+from worker.settings.schema import KafkaSettings
 from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.clients import new_consumer, resume
 from worker.transports.kafka.publishers import Deadline
-from worker.transports.kafka.records import Message, MessageEncoder
-from worker.transports.kafka.transport import KafkaTransport, Limits
+from worker.transports.kafka.records import ProducerRecord, ProducerRecordEncoder
+from worker.transports.kafka.transport import KafkaTransport, TransportLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
 
     from tests.kafka.broker import Kafka, Node
-    from worker.messages import DeadLetter, Labelled
+    from worker.events.records import DeadLetter, LabelledEvent
     from worker.transports.base import Transport
     from worker.transports.kafka.transport import KafkaChunk
 
@@ -47,12 +47,12 @@ Guarantee: TypeAlias = Literal["at-least-once", "exactly-once"]
 GUARANTEES: list[Guarantee] = ["at-least-once", "exactly-once"]
 
 
-class MisdirectedEncoder(MessageEncoder):
+class MisdirectedEncoder(ProducerRecordEncoder):
     """Sends the messages of one completion to a topic that does not exist."""
 
     missing: str | None = None
 
-    def encode(self, source: ConsumerRecord, outcome: Labelled | DeadLetter) -> Message:
+    def encode(self, source: ConsumerRecord, outcome: LabelledEvent | DeadLetter) -> ProducerRecord:
         message = super().encode(source, outcome)
         return message._replace(topic=self.missing) if self.missing else message
 
@@ -117,7 +117,7 @@ class KafkaHarness(Harness):
             self.settings.dead_letter_topic,
             self.settings.group,
         )
-        limits = Limits(max_bytes=2**20, stuck_seconds=60)
+        limits = TransportLimits(max_bytes=2**20, stuck_seconds=60)
         consumer = DrainingTransport(self.settings, json_decoder(Fields()), encoder, limits)
         self._consumers.append(consumer)
         return consumer

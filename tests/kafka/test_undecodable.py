@@ -16,8 +16,8 @@ from kafka.record.util import calc_crc32c
 
 from tests.kafka.broker import PATIENCE, wait_until
 from tests.kafka.stage import Stage, WorkerProcess, header, place_of
-from worker.cli import main
-from worker.settings import KafkaSettings
+from worker.cli.entry import main
+from worker.settings.schema import KafkaSettings
 from worker.transports.kafka.clients import new_consumer
 
 if TYPE_CHECKING:

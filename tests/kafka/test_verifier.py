@@ -15,9 +15,9 @@ from tests.kafka.broker import PATIENCE
 from tests.kafka.proxy import HOST, Api, BlackHole, Call, Cut, Fault, Hold, Moment, Proxy
 from tests.kafka.stage import Stage
 from tests.kafka.verifier import Report, compare, replay, verify
-from worker.codec import LabelEncoder
-from worker.messages import Offset
-from worker.transports.kafka.records import MessageEncoder
+from worker.events.codec import LabelEncoder
+from worker.events.records import TopicPlace
+from worker.transports.kafka.records import ProducerRecordEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.kafka.proxy import Armed
     from tests.kafka.stage import WorkerProcess
     from tests.kafka.verifier import Truth
-    from worker.classifier import Classifier
+    from worker.inference.classifier import Classifier
 
 TEXTS = [f"message {number}" for number in range(200)]
 NOTHING_WRONG = Report(len(TEXTS))
@@ -45,8 +45,8 @@ class Record(NamedTuple):
     timestamp: int = 1_700_000_000_000
 
 
-def place(offset: int) -> Offset:
-    return Offset("chat", 0, offset)
+def place(offset: int) -> TopicPlace:
+    return TopicPlace("chat", 0, offset)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def truth(classifier: Classifier) -> Truth:
     """Return what must come out of seven records: the sixth is broken, the last a tombstone."""
     values = [*(b'{"text": "%d"}' % number for number in range(5)), b"{", None]
     sources = [Record("chat", 0, n, b"a", value, []) for n, value in enumerate(values)]
-    encoder = MessageEncoder(LabelEncoder("test", "0"), "labels", "dead", "group")
+    encoder = ProducerRecordEncoder(LabelEncoder("test", "0"), "labels", "dead", "group")
     return replay(sources, classifier, encoder)
 
 
@@ -115,7 +115,7 @@ def test_what_nothing_asked_for_is_found(truth: Truth) -> None:
     of_nothing = ours._replace(offset=8, headers=[*ours.headers, ("worker-offset", b"7")])
     nameless = ours._replace(offset=9, headers=[])
     labels = [*written(truth, 0, 1, 2, 3, 4), of_tombstone, of_nothing, nameless]
-    unexpected = [place(6), Offset("labels", 0, 8), Offset("labels", 0, 9)]
+    unexpected = [place(6), TopicPlace("labels", 0, 8), TopicPlace("labels", 0, 9)]
     assert compare(truth, labels, written(truth, 5)) == Report(7, unexpected=unexpected)
 
 

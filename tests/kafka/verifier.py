@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, TypeAlias
 
 from worker import pipeline
-from worker.codec import Fields, LabelEncoder, json_decoder
-from worker.messages import ErrorKind, Offset, Skipped
+from worker.events.codec import Fields, LabelEncoder, json_decoder
+from worker.events.records import ErrorKind, Skipped, TopicPlace
 from worker.transports.kafka.records import (
     KIND,
     OFFSET,
     PARTITION,
     TOPIC,
-    MessageEncoder,
+    ProducerRecordEncoder,
     own_headers,
     record_of,
 )
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
 
     from tests.kafka.stage import Stage
-    from worker.classifier import Classifier
-    from worker.transports.kafka.records import Message
+    from worker.inference.classifier import Classifier
+    from worker.transports.kafka.records import ProducerRecord
 
     # What must come out for each record of the input: nothing, for a tombstone.
-    Truth: TypeAlias = Mapping[Offset, "Message | None"]
+    Truth: TypeAlias = Mapping[TopicPlace, "ProducerRecord | None"]
 
 PLACES_SHOWN = 5
 
@@ -48,12 +48,12 @@ class Report:
     """
 
     messages: int
-    lost: list[Offset] = field(default_factory=list)
-    duplicated: list[Offset] = field(default_factory=list)
-    out_of_order: list[Offset] = field(default_factory=list)
-    mislabelled: list[Offset] = field(default_factory=list)
-    unexpected: list[Offset] = field(default_factory=list)
-    given_up: list[Offset] = field(default_factory=list)
+    lost: list[TopicPlace] = field(default_factory=list)
+    duplicated: list[TopicPlace] = field(default_factory=list)
+    out_of_order: list[TopicPlace] = field(default_factory=list)
+    mislabelled: list[TopicPlace] = field(default_factory=list)
+    unexpected: list[TopicPlace] = field(default_factory=list)
+    given_up: list[TopicPlace] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         found = {each.name: len(getattr(self, each.name)) for each in fields(self)[1:]}
@@ -72,13 +72,13 @@ def verify(stage: Stage, classifier: Classifier) -> Report:
     """Compare what the workers of a stage have written with what they had to read."""
     artifact = classifier.artifact
     labels = LabelEncoder(artifact.manifest.name, artifact.digest)
-    encoder = MessageEncoder(labels, stage.output, stage.dead, stage.group)
+    encoder = ProducerRecordEncoder(labels, stage.output, stage.dead, stage.group)
     truth = replay(stage.kafka.read(stage.input), classifier, encoder)
     return compare(truth, stage.labels(), stage.dead_letters())
 
 
 def replay(
-    sources: Sequence[ConsumerRecord], classifier: Classifier, encoder: MessageEncoder
+    sources: Sequence[ConsumerRecord], classifier: Classifier, encoder: ProducerRecordEncoder
 ) -> Truth:
     """Return what must come out for each record, by its place."""
     decode = json_decoder(Fields())
@@ -96,8 +96,8 @@ def compare(
     truth: Truth, labels: Sequence[ConsumerRecord], dead_letters: Sequence[ConsumerRecord]
 ) -> Report:
     """Compare what came out, each partition in its order, with what must."""
-    seen: set[Offset] = set()
-    found: dict[str, list[Offset]] = {each.name: [] for each in fields(Report)[1:]}
+    seen: set[TopicPlace] = set()
+    found: dict[str, list[TopicPlace]] = {each.name: [] for each in fields(Report)[1:]}
     for record in (*labels, *dead_letters):
         place = source_place(record)
         if place is None or place not in truth:
@@ -120,20 +120,20 @@ def compare(
     return Report(len(truth), **found)
 
 
-def own_place(record: ConsumerRecord) -> Offset:
-    return Offset(record.topic, record.partition, record.offset)
+def own_place(record: ConsumerRecord) -> TopicPlace:
+    return TopicPlace(record.topic, record.partition, record.offset)
 
 
-def source_place(record: ConsumerRecord) -> Offset | None:
+def source_place(record: ConsumerRecord) -> TopicPlace | None:
     """Return the place of the event that an outcome belongs to, if it names one."""
     headers = own_headers(record.headers)
     try:
-        return Offset(headers[TOPIC], int(headers[PARTITION]), int(headers[OFFSET]))
+        return TopicPlace(headers[TOPIC], int(headers[PARTITION]), int(headers[OFFSET]))
     except (KeyError, ValueError):
         return None
 
 
-def _same(record: ConsumerRecord, expected: Message) -> bool:
+def _same(record: ConsumerRecord, expected: ProducerRecord) -> bool:
     """Tell whether an outcome is what must come out, to the byte."""
     return (
         record.value == expected.value
@@ -143,9 +143,9 @@ def _same(record: ConsumerRecord, expected: Message) -> bool:
     )
 
 
-def _out_of_order(labels: Sequence[ConsumerRecord]) -> list[Offset]:
+def _out_of_order(labels: Sequence[ConsumerRecord]) -> list[TopicPlace]:
     """Return the places whose first label comes after one of a later event of the same key."""
-    seen: set[Offset] = set()
+    seen: set[TopicPlace] = set()
     last: dict[tuple[str, int, bytes], int] = {}
     late = []
     for label in labels:

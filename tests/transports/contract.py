@@ -17,7 +17,7 @@ import pytest
 
 from tests.classifications import classified
 from worker.errors import WorkerError
-from worker.messages import DeadLetter, Event, Item, Labelled, Outcome, Skipped
+from worker.events.records import DeadLetter, Event, Item, LabelledEvent, Outcome, Skipped
 from worker.transports.base import Chunk, ChunkAbandonedError, Transport
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def name_of(outcome: Outcome | Item) -> Name:
     if isinstance(outcome, DeadLetter | Skipped):
         name = outcome.record.value.split(b'"')[3].decode()
     else:
-        name = str((outcome.event if isinstance(outcome, Labelled) else outcome).id)
+        name = str((outcome.event if isinstance(outcome, LabelledEvent) else outcome).id)
     partition, number = name.split("/")
     return int(partition), int(number)
 
@@ -48,7 +48,9 @@ def name_of(outcome: Outcome | Item) -> Name:
 def outcomes_of(chunk: Chunk) -> list[Outcome]:
     """Label a chunk without a model: the contract is not about labels."""
     nothing = classified({"calm": 1.0}, "calm")
-    return [Labelled(item, nothing) if isinstance(item, Event) else item for item in chunk.items]
+    return [
+        LabelledEvent(item, nothing) if isinstance(item, Event) else item for item in chunk.items
+    ]
 
 
 class Harness(ABC):

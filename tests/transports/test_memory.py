@@ -16,9 +16,9 @@ from tests.transports.contract import (
     outcomes_of,
     value_of,
 )
-from worker.codec import Fields, json_decoder
+from tests.transports.memory import MemoryTopic, MemoryTransport
+from worker.events.codec import Fields, json_decoder
 from worker.transports.base import ChunkAbandonedError
-from worker.transports.memory import MemoryTopic, MemoryTransport
 
 if TYPE_CHECKING:
     from worker.transports.base import Transport

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from worker.artifact import BUILT_IN_MODEL, load_artifact
+from worker.bench.chunk_costs import chunk_costs
 from worker.bench.machine import machine
 from worker.bench.measure import measure_speed
 from worker.bench.picture import Bar, bars
 from worker.bench.plan import Costs, plan
-from worker.bench.road import chunk_costs
 from worker.demo.chat import ChatStream
 from worker.errors import ConfigurationError, WorkerError
+from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,23 +11,22 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from worker.bench.machine import machine
-from worker.classifier import Classifier
+from worker.bench.peak import peak_gops
 from worker.defaults import TOKEN_BUDGET
-from worker.engine import PEAK_SHAPE, Engine, peak_session
-from worker.tokens import TextTokenizer
+from worker.inference.classifier import Classifier
+from worker.inference.engine import Engine
+from worker.inference.tokens import TextTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from worker.artifact import Artifact
+    from worker.inference.artifact import Artifact
 
 CHUNK: Final = 2048
 _LENGTHS: Final = (4, 6, 8, 12, 16, 32, 64)
 _BATCHES: Final = (1, 4, 16)
 _ROUNDS: Final = 7
 _WARM_UP: Final = 2
-_PEAK_ROWS: Final = 256
-_PEAK_ROUNDS: Final = 50
 _ALONE: Final = 200
 
 
@@ -105,16 +104,6 @@ def batch_speeds(artifact: Artifact, texts: Sequence[str], peak: float) -> list[
             work = 2 * sum(r * d * c for r, d, c in shape.products(batch, tokens))
             speeds.append(BatchSpeed(tokens, batch, batch / seconds, work / seconds / peak / 1e9))
     return speeds
-
-
-def peak_gops() -> float:
-    """Return the speed of onnxruntime's int8 product where that is fastest, in one thread."""
-    session, (depth, columns) = peak_session(), PEAK_SHAPE
-    rows = np.random.default_rng(1).integers(0, 256, (_PEAK_ROWS, depth), dtype=np.uint8)
-    seconds = [
-        _seconds(partial(session.run, None, {"activations": rows})) for _ in range(_PEAK_ROUNDS)
-    ]
-    return 2 * _PEAK_ROWS * depth * columns / min(seconds) / 1e9
 
 
 def _per_second(classifier: Classifier, texts: Sequence[str]) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from worker.decisions import Task
+from worker.inference.decisions import Task
 
 if TYPE_CHECKING:
-    from worker.artifact import Manifest, MeasuredQuality
+    from worker.inference.artifact import Manifest, MeasuredQuality
 
 
 def model_card(manifest: Manifest) -> str:

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, DistilBertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from worker.decisions import Task, decide, scores_of
 from worker.errors import WorkerError
+from worker.inference.decisions import Task, decide, scores_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -34,12 +34,12 @@ from worker.build.checkpoint import (
 from worker.build.emoji import add_emoji
 from worker.build.minilm import load_minilm
 from worker.build.thresholds import choose_thresholds
-from worker.cpu import multiplies_bf16
-from worker.decisions import Task, decide, scores_of
-from worker.errors import ConfigurationError, LabelledDataError, WorkerError
-from worker.evaluate import check_labels
-from worker.labelled import LabelledFormat, LabelledText, read_labelled
-from worker.quality import Quality, measure
+from worker.errors import ConfigurationError, ExampleFileError, WorkerError
+from worker.evaluation.command import check_labels
+from worker.evaluation.examples import Example, ExampleFormat, read_examples
+from worker.evaluation.quality import Quality, measure
+from worker.inference.cpu import cpu_flags
+from worker.inference.decisions import Task, decide, scores_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 _EVALUATIONS_AN_EPOCH = 2
 _WARM_UP = 0.06
+_BF16_DOT_PRODUCT = frozenset({"avx512_bf16", "amx_bf16"})
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -71,7 +72,7 @@ class FinetuneOptions:
     train: Path
     dev: Path
     output: Path
-    form: LabelledFormat = field(default_factory=LabelledFormat)
+    form: ExampleFormat = field(default_factory=ExampleFormat)
     base: str = "minilm"
     task: Task | None = None
     emoji: bool = True
@@ -92,7 +93,7 @@ def finetune(options: FinetuneOptions) -> Quality:
 
     Raises:
         ConfigurationError: the output exists, or an unfinished run of other options is in the way.
-        LabelledDataError: a file of labelled texts cannot be used.
+        ExampleFileError: a file of labelled texts cannot be used.
         WorkerError: the base cannot be had.
 
     """
@@ -114,8 +115,8 @@ def finetune(options: FinetuneOptions) -> Quality:
 class _Data:
     task: Task
     labels: list[str]
-    train: list[LabelledText]
-    dev: list[LabelledText]
+    train: list[Example]
+    dev: list[Example]
 
 
 def _check(options: FinetuneOptions) -> None:
@@ -129,16 +130,16 @@ def _check(options: FinetuneOptions) -> None:
 
 
 def _read_data(options: FinetuneOptions) -> _Data:
-    train = read_labelled(options.train, options.form)
-    dev = read_labelled(options.dev, options.form)
+    train = read_examples(options.train, options.form)
+    dev = read_examples(options.dev, options.form)
     labels = sorted({label for example in train for label in example.labels})
     one_each = all(len(example.labels) == 1 for example in train)
     task = options.task or (Task.ONE_OF if one_each else Task.SEVERAL)
     if len(labels) < 2:  # noqa: PLR2004 - one label leaves nothing to decide
-        raise LabelledDataError(f"{options.train} holds fewer than two labels")
+        raise ExampleFileError(f"{options.train} holds fewer than two labels")
     check_labels(options.dev, dev, labels)
     if task is Task.ONE_OF and any(len(example.labels) != 1 for example in [*train, *dev]):
-        raise LabelledDataError(
+        raise ExampleFileError(
             "the task is one-of, but some texts have no label or several", "use --task several"
         )
     return _Data(task, labels, train, dev)
@@ -279,11 +280,11 @@ def resolve_precision(wanted: str) -> str:
         return wanted
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if multiplies_bf16() else "fp32"
+    return "bf16" if cpu_flags() & _BF16_DOT_PRODUCT else "fp32"
 
 
 def _dataset(
-    tokenizer: Tokenizer, max_tokens: int, data: _Data, examples: Sequence[LabelledText]
+    tokenizer: Tokenizer, max_tokens: int, data: _Data, examples: Sequence[Example]
 ) -> Any:  # noqa: ANN401 - the Trainer takes any sequence, but is typed for torch's Dataset
     encodings = encode(tokenizer, [example.text for example in examples], max_tokens)
     return [
@@ -292,7 +293,7 @@ def _dataset(
     ]
 
 
-def _targets(data: _Data, examples: Sequence[LabelledText]) -> list[Any]:
+def _targets(data: _Data, examples: Sequence[Example]) -> list[Any]:
     """Return what the loss wants: an index a text for one-of, else a 0 or 1 a label."""
     if data.task is Task.ONE_OF:
         return [data.labels.index(next(iter(example.labels))) for example in examples]

@@ -21,8 +21,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from worker.artifact import GRAPH_FILE, WEIGHTS_FILE
-from worker.engine import INPUTS, int8_products_saturate, open_session, packed
+from worker.inference.artifact import GRAPH_FILE, WEIGHTS_FILE
+from worker.inference.engine import INPUTS, int8_products_saturate, open_session, packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ def write_graph(
 ) -> None:
     """Write `model.onnx` and its `weights.bin` for a checkpoint's weights.
 
-    The graph takes what `worker.engine.packed` makes of texts, and gives `logits`, float32
+    The graph takes what `worker.inference.engine.packed` makes of texts, and gives `logits`, float32
     [texts, labels]. `cut=False` carries all tokens through the last layer: same logits, slower.
     `normalized` has the largest size of the numbers that leave each LayerNormalization, as
     `largest_normalized` finds them; with it their scales are fixed, not by row, which is faster.

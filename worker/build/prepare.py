@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import ValidationError
 
-from worker.artifact import (
+from worker.build.card import model_card
+from worker.build.checkpoint import Checkpoint, encode
+from worker.build.graph import largest_normalized, write_graph
+from worker.defaults import TOKEN_BUDGET
+from worker.errors import ConfigurationError, QualityGateError
+from worker.evaluation.command import check_labels
+from worker.evaluation.examples import ExampleFormat, read_examples
+from worker.evaluation.quality import measure
+from worker.inference.artifact import (
     FILES,
     MANIFEST_FILE,
     TOKENIZER_FILE,
@@ -20,24 +28,16 @@ from worker.artifact import (
     Calibration,
     Manifest,
     MeasuredQuality,
+    Provenance,
     QualityFigures,
     Shape,
-    Source,
     file_sha256,
     load_artifact,
 )
-from worker.build.card import model_card
-from worker.build.checkpoint import Checkpoint, encode
-from worker.build.graph import largest_normalized, write_graph
-from worker.classifier import Classifier
-from worker.decisions import Task
-from worker.defaults import TOKEN_BUDGET
-from worker.engine import Engine
-from worker.errors import ConfigurationError, QualityGateError
-from worker.evaluate import check_labels
-from worker.labelled import LabelledFormat, read_labelled
-from worker.quality import measure
-from worker.tokens import TextTokenizer, cut_batches
+from worker.inference.classifier import Classifier
+from worker.inference.decisions import Task
+from worker.inference.engine import Engine
+from worker.inference.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,7 +58,7 @@ _BUILT_IN_TEXTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class GateLimits:
     """How far int8 may stray from fp32.
 
     `f1_points` is macro F1 lost, in points of 100; `agreement` the share of single decisions that
@@ -85,8 +85,8 @@ class PrepareOptions:
     max_tokens: int | None = None
     calibrate_on: Path | None = None
     evaluate_on: Path | None = None
-    form: LabelledFormat = field(default_factory=LabelledFormat)
-    limits: Limits = field(default_factory=Limits)
+    form: ExampleFormat = field(default_factory=ExampleFormat)
+    limits: GateLimits = field(default_factory=GateLimits)
 
 
 def prepare(options: PrepareOptions) -> Manifest:
@@ -133,7 +133,7 @@ def _write_model(
     write_graph(folder, weights, heads=config.n_heads)
     calibration = None
     if options.calibrate_on:
-        texts = [example.text for example in read_labelled(options.calibrate_on, options.form)]
+        texts = [example.text for example in read_examples(options.calibrate_on, options.form)]
         encodings = encode(checkpoint.tokenizer, texts, max_tokens)
         batches = cut_batches(encodings, TOKEN_BUDGET)
         normalized = largest_normalized(folder, (token_ids for _, token_ids in batches))
@@ -153,7 +153,7 @@ def _write_model(
             layers=config.n_layers, dim=config.dim, inner=config.hidden_dim, heads=config.n_heads
         ),
         "files": {name: file_sha256(folder / name) for name in FILES},
-        "source": Source(
+        "source": Provenance(
             checkpoint=options.checkpoint.name,
             weights_sha256=file_sha256(options.checkpoint / "model.safetensors"),
             training=json.loads(training.read_bytes()) if training.exists() else None,
@@ -178,7 +178,7 @@ def _measure(
     options: PrepareOptions, path: Path, checkpoint: Checkpoint, artifact: Artifact
 ) -> MeasuredQuality:
     """Measure both on a labelled file, and hold the difference against the limits."""
-    examples = read_labelled(path, options.form)
+    examples = read_examples(path, options.form)
     check_labels(path, examples, checkpoint.labels)
     texts = [example.text for example in examples]
     truth = [example.labels for example in examples]
@@ -219,7 +219,7 @@ def _decision_agreement(
     return float(((fp32 >= thresholds) == (int8 >= thresholds)).mean())
 
 
-def _compare_logits(limits: Limits, checkpoint: Checkpoint, artifact: Artifact) -> None:
+def _compare_logits(limits: GateLimits, checkpoint: Checkpoint, artifact: Artifact) -> None:
     fp32 = checkpoint.logits(_BUILT_IN_TEXTS, artifact.manifest.max_tokens)
     engine = Engine(artifact)
     tokens = TextTokenizer(artifact).encode(_BUILT_IN_TEXTS)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from worker.bench.peak import PEAK_FILE, PEAK_SHAPE
 from worker.build.graph import serialize
-from worker.engine import PEAK_FILE, PEAK_SHAPE, PROBE_FILE, PROBE_SHAPE
+from worker.inference.engine import PROBE_FILE, PROBE_SHAPE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

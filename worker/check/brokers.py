@@ -24,7 +24,7 @@ from worker.check.findings import Finding, Level
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from worker.settings import KafkaSettings
+    from worker.settings.schema import KafkaSettings
 
 _VISITS_AT_ONCE: Final = 16
 BROKERS: Final = "brokers"

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 from kafka import errors as kafka_errors
 
+from worker.assembly import fields_of
 from worker.check.brokers import BROKERS, CREDENTIALS, brokers
 from worker.check.findings import Finding, Level
 from worker.check.group import group, producer, time_limits
 from worker.check.machine import cache, cpu, model
-from worker.check.questions import Questions
 from worker.check.topics import internal_topics, own_topics
 from worker.errors import ConfigurationError
-from worker.runtime import fields_of
-from worker.transports.kafka.clients import common, new_admin, sentence
+from worker.transports.kafka.admin import BrokerQueries
+from worker.transports.kafka.clients import client_options, new_admin, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from worker.settings import Settings
+    from worker.settings.schema import Settings
 
 
 def check(settings: Settings) -> int:
@@ -50,7 +50,7 @@ def _findings(settings: Settings) -> Iterator[Finding]:
 def _kafka(settings: Settings) -> Iterator[Finding]:
     rest = Finding(Level.SKIP, "topics, rights", "not looked at: that needs brokers that answer")
     try:
-        options = common(settings.kafka)
+        options = client_options(settings.kafka)
     except ConfigurationError as error:
         yield Finding(Level.FAIL, CREDENTIALS, str(error))
         yield rest
@@ -74,12 +74,12 @@ def _cluster(settings: Settings) -> Iterator[Finding]:
     """
     admin = new_admin(settings.kafka)
     try:
-        questions = Questions(admin, settings.kafka.request_timeout_seconds)
-        topics = yield from own_topics(questions, settings)
-        yield from group(questions, settings.kafka, topics)
-        yield from producer(questions, settings.kafka)
-        yield from time_limits(questions, settings.kafka)
+        queries = BrokerQueries(admin, settings.kafka.request_timeout_seconds)
+        topics = yield from own_topics(queries, settings)
+        yield from group(queries, settings.kafka, topics)
+        yield from producer(queries, settings.kafka)
+        yield from time_limits(queries, settings.kafka)
         # Last, because the first question to a coordinator makes its topic.
-        yield from internal_topics(questions, settings.kafka)
+        yield from internal_topics(queries, settings.kafka)
     finally:
         admin.close()

@@ -21,9 +21,9 @@ from worker.check.topics import GROUPS_TOPIC, TRANSACTIONS_TOPIC, Role
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from worker.check.questions import Questions
     from worker.check.topics import Topic
-    from worker.settings import KafkaSettings
+    from worker.settings.schema import KafkaSettings
+    from worker.transports.kafka.admin import BrokerQueries
 
 _CONFIGS: Final = [
     "group.max.session.timeout.ms",
@@ -36,7 +36,9 @@ _MINUTES_A_DAY: Final = 24 * 60
 _NO_PRODUCER: Final = 2**63 - 1
 
 
-def group(questions: Questions, kafka: KafkaSettings, topics: Sequence[Topic]) -> Iterator[Finding]:
+def group(
+    queries: BrokerQueries, kafka: KafkaSettings, topics: Sequence[Topic]
+) -> Iterator[Finding]:
     """Tell whether the group may be used, and where it begins.
 
     Raises:
@@ -45,14 +47,14 @@ def group(questions: Questions, kafka: KafkaSettings, topics: Sequence[Topic]) -
     """
     about = f"group {kafka.group}"
     heartbeat = HeartbeatRequest(group_id=kafka.group, generation_id=-1, member_id="worker-check")
-    error = questions.error_of(heartbeat, (CoordinatorType.GROUP, kafka.group))
+    error = queries.error_of(heartbeat, (CoordinatorType.GROUP, kafka.group))
     if issubclass(error, kafka_errors.AuthorizationError):
         yield Finding(Level.FAIL, about, "may not be used; allow READ on it")
         return
     if issubclass(error, kafka_errors.RetriableError):
         yield Finding(Level.FAIL, about, f"no broker coordinates it; see {GROUPS_TOPIC}")
         return
-    offsets = questions.ask(lambda: questions.admin.list_group_offsets({kafka.group: None}))
+    offsets = queries.ask(lambda: queries.admin.list_group_offsets({kafka.group: None}))
     known = {partition.topic for partition in offsets[kafka.group]} & set(kafka.input_topics)
     where = "goes on where it stood" if known else f"begins anew, at the {kafka.start} records"
     yield Finding(Level.OK, about, f"may be used, and {where}")
@@ -63,7 +65,7 @@ def group(questions: Questions, kafka: KafkaSettings, topics: Sequence[Topic]) -
         yield output.finding(level, f"{problem}; allow READ on it")
 
 
-def producer(questions: Questions, kafka: KafkaSettings) -> Iterator[Finding]:
+def producer(queries: BrokerQueries, kafka: KafkaSettings) -> Iterator[Finding]:
     """Tell whether the producer of the chosen guarantee may be used.
 
     Raises:
@@ -73,7 +75,7 @@ def producer(questions: Questions, kafka: KafkaSettings) -> Iterator[Finding]:
     if kafka.guarantee == "at-least-once":
         about, advice = "idempotent writing", "WRITE on the topics"
         begin = InitProducerIdRequest(transactional_id=None, transaction_timeout_ms=0)
-        error = questions.error_of(begin)
+        error = queries.error_of(begin)
     else:
         # Without one of its own, each worker takes an id that nobody has yet.
         name = kafka.transactional_id or f"{kafka.group}-{uuid.uuid4().hex}"
@@ -82,7 +84,7 @@ def producer(questions: Questions, kafka: KafkaSettings) -> Iterator[Finding]:
         end = EndTxnRequest(
             transactional_id=name, producer_id=_NO_PRODUCER, producer_epoch=0, committed=False
         )
-        error = questions.error_of(end, (CoordinatorType.TRANSACTION, name))
+        error = queries.error_of(end, (CoordinatorType.TRANSACTION, name))
     if issubclass(error, kafka_errors.AuthorizationError):
         yield Finding(Level.FAIL, about, f"not allowed; allow {advice}")
     elif issubclass(error, kafka_errors.RetriableError):
@@ -91,7 +93,7 @@ def producer(questions: Questions, kafka: KafkaSettings) -> Iterator[Finding]:
         yield Finding(Level.OK, about, "allowed")
 
 
-def time_limits(questions: Questions, kafka: KafkaSettings) -> Iterator[Finding]:
+def time_limits(queries: BrokerQueries, kafka: KafkaSettings) -> Iterator[Finding]:
     """Compare time limits with those of a broker.
 
     Raises:
@@ -99,8 +101,8 @@ def time_limits(questions: Questions, kafka: KafkaSettings) -> Iterator[Finding]
 
     """
     about = "time limits"
-    broker = str(questions.ask(questions.admin.describe_cluster)["brokers"][0]["broker_id"])
-    configs = questions.configs("BROKER", [broker], _CONFIGS)[broker]
+    broker = str(queries.ask(queries.admin.describe_cluster)["brokers"][0]["broker_id"])
+    configs = queries.configs("BROKER", [broker], _CONFIGS)[broker]
     if not configs:
         advice = "allow DESCRIBE_CONFIGS on the cluster, to have them looked at"
         yield Finding(Level.SKIP, about, f"those of the brokers may not be read; {advice}")

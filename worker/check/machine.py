@@ -7,19 +7,19 @@ import platform
 import stat
 from typing import TYPE_CHECKING, Final
 
-from worker.artifact import BUILT_IN_MODEL, load_artifact
-from worker.cache import DiskCache, tokens_key
 from worker.check.findings import Finding, Level
-from worker.classifier import Classifier
-from worker.cpu import cpu_flags
-from worker.engine import int8_products_saturate
 from worker.errors import WorkerError
+from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.inference.cache import DiskCache, tokens_key
+from worker.inference.classifier import Classifier
+from worker.inference.cpu import cpu_flags
+from worker.inference.engine import int8_products_saturate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from worker.settings import Settings
+    from worker.settings.schema import Settings
 
 # Flags of CPUs that decide how fast int8 numbers are multiplied.
 _INT8_FLAGS: Final = frozenset(

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from kafka import errors as kafka_errors
 
 from worker.check.findings import Finding, Level
-from worker.messages import ErrorKind
+from worker.events.records import ErrorKind
 from worker.transports.kafka import records
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
 
-    from worker.check.questions import Questions
-    from worker.settings import KafkaSettings, Settings
+    from worker.settings.schema import KafkaSettings, Settings
+    from worker.transports.kafka.admin import BrokerQueries
 
     # What the admin client returns.
     Description: TypeAlias = Mapping[str, Any]
@@ -113,7 +113,7 @@ class Topic:
 
 
 def own_topics(
-    questions: Questions, settings: Settings
+    queries: BrokerQueries, settings: Settings
 ) -> Generator[Finding, None, Sequence[Topic]]:
     """Look at the topics of the worker; returns them.
 
@@ -124,7 +124,7 @@ def own_topics(
     kafka = settings.kafka
     roles = dict.fromkeys(kafka.input_topics, Role.INPUT)
     roles |= {kafka.output_topic: Role.OUTPUT, kafka.dead_letter_topic: Role.DEAD_LETTERS}
-    topics = _describe(questions, roles)
+    topics = _describe(queries, roles)
     inputs = [topic for topic in topics if topic.role is Role.INPUT]
     for topic in topics:
         yield from _own_topic(topic, inputs, settings)
@@ -132,7 +132,7 @@ def own_topics(
     return topics
 
 
-def internal_topics(questions: Questions, kafka: KafkaSettings) -> Iterator[Finding]:
+def internal_topics(queries: BrokerQueries, kafka: KafkaSettings) -> Iterator[Finding]:
     """Look at the topics in which Kafka keeps its own state.
 
     Raises:
@@ -142,7 +142,7 @@ def internal_topics(questions: Questions, kafka: KafkaSettings) -> Iterator[Find
     roles = {GROUPS_TOPIC: Role.POSITIONS}
     if kafka.guarantee == "exactly-once":
         roles[TRANSACTIONS_TOPIC] = Role.TRANSACTIONS
-    for topic in _describe(questions, roles):
+    for topic in _describe(queries, roles):
         if not topic.there:
             yield topic.finding(Level.SKIP, "its replication may not be seen")
             continue
@@ -151,14 +151,14 @@ def internal_topics(questions: Questions, kafka: KafkaSettings) -> Iterator[Find
         yield from _durability(topic)
 
 
-def _describe(questions: Questions, roles: Mapping[str, Role]) -> list[Topic]:
+def _describe(queries: BrokerQueries, roles: Mapping[str, Role]) -> list[Topic]:
     def has_leaders(topics: Sequence[Description]) -> bool:
         return all(p["leader_id"] >= 0 for topic in topics for p in topic["partitions"])
 
     # One that was just made has leaders in a moment.
-    described = questions.ask(lambda: questions.admin.describe_topics(list(roles)), has_leaders)
+    described = queries.ask(lambda: queries.admin.describe_topics(list(roles)), has_leaders)
     descriptions = {description["name"]: description for description in described}
-    configs = questions.configs("TOPIC", list(roles), _CONFIGS)
+    configs = queries.configs("TOPIC", list(roles), _CONFIGS)
     return [Topic(role, name, descriptions[name], configs[name]) for name, role in roles.items()]
 
 

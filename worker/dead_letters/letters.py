@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from worker.errors import ConfigurationError, WorkerError
-from worker.messages import Offset, Place
+from worker.events.records import FilePlace, TopicPlace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 class Letter:
     """A dead letter that was read back, with the record as it was before."""
 
-    place: Place | Offset
+    place: FilePlace | TopicPlace
     kind: str
     reason: str
     value: bytes | None
@@ -36,17 +36,17 @@ class Letter:
     @property
     def source(self) -> str:
         """Return the topic or the file that the record came from."""
-        return self.place.topic if isinstance(self.place, Offset) else self.place.source
+        return self.place.topic if isinstance(self.place, TopicPlace) else self.place.source
 
     @property
     def partition(self) -> int | None:
         """Return the partition of that topic; a file has none."""
-        return self.place.partition if isinstance(self.place, Offset) else None
+        return self.place.partition if isinstance(self.place, TopicPlace) else None
 
     @property
     def offset(self) -> int:
         """Return the offset in that partition, or the line of the file."""
-        return self.place.offset if isinstance(self.place, Offset) else self.place.line
+        return self.place.offset if isinstance(self.place, TopicPlace) else self.place.line
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +138,11 @@ def _letter_of_line(line: bytes, path: Path, number: int) -> Letter:
         ) from None
 
 
-def _place_of(content: dict[str, Any]) -> Place | Offset:
+def _place_of(content: dict[str, Any]) -> FilePlace | TopicPlace:
     if "source" in content:
         part = _typed(content, "part", int) if "part" in content else 0
-        return Place(_typed(content, "source", str), _typed(content, "line", int), part)
-    return Offset(
+        return FilePlace(_typed(content, "source", str), _typed(content, "line", int), part)
+    return TopicPlace(
         _typed(content, "topic", str),
         _typed(content, "partition", int),
         _typed(content, "offset", int),

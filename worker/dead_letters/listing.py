@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from worker.dead_letters.letters import letters_of_files
-from worker.dead_letters.talk import counted, escaped
 from worker.dead_letters.topic import DeadLetterTopic, is_receipt, letter_of
-from worker.messages import Place
-from worker.transports.kafka.clients import told
+from worker.events.records import FilePlace
+from worker.terminal.sentences import counted, escaped
+from worker.transports.kafka.clients import explained_kafka_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from worker.dead_letters.letters import Filters, Letter
-    from worker.settings import KafkaSettings
+    from worker.settings.schema import KafkaSettings
 
 
 def list_letters(settings: KafkaSettings, files: Sequence[Path], filters: Filters) -> None:
@@ -93,7 +93,7 @@ def _letters_of(
     if files:
         yield from letters_of_files(files, filters)
         return
-    with told(), DeadLetterTopic(settings) as topic:
+    with explained_kafka_errors(), DeadLetterTopic(settings) as topic:
         for records in topic.read(topic.begin, topic.ends):
             yield from (letter_of(r) for r in records if not is_receipt(r))
 
@@ -115,7 +115,7 @@ class _Count:
 
 
 def _line(letter: Letter) -> str:
-    part = letter.place.part if isinstance(letter.place, Place) else 0
+    part = letter.place.part if isinstance(letter.place, FilePlace) else 0
     sizes = f"key {_size(letter.key)}, value {_size(letter.value)}"
     return "  ".join(
         [

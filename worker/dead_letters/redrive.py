@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from worker.dead_letters.receipts import Ledger, Receipt, stretches
 from worker.dead_letters.sending import Outgoing, Sender
-from worker.dead_letters.talk import confirmed, counted, escaped
 from worker.dead_letters.topic import DeadLetterTopic, is_receipt, letter_of
 from worker.errors import WorkerError
-from worker.messages import ErrorKind
-from worker.transports.kafka.clients import told
+from worker.events.records import ErrorKind
+from worker.terminal.confirmations import confirmed
+from worker.terminal.sentences import counted, escaped
+from worker.transports.kafka.clients import explained_kafka_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from worker.dead_letters.letters import Filters
     from worker.dead_letters.receipts import Position
-    from worker.settings import KafkaSettings
+    from worker.settings.schema import KafkaSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def redrive(settings: KafkaSettings, selection: Selection, *, yes: bool) -> None
         WorkerError: not everything was sent; the same command continues.
 
     """
-    with told(), DeadLetterTopic(settings) as topic:
+    with explained_kafka_errors(), DeadLetterTopic(settings) as topic:
         ledger = Ledger()
         found = _scan(topic, selection, ledger)
         plan = _plan(found, selection, ledger, topic.ends)

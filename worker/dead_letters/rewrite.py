@@ -12,9 +12,10 @@ from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 from worker.dead_letters.letters import letters_of_files
-from worker.dead_letters.talk import confirmed, counted
 from worker.errors import ConfigurationError, WorkerError
-from worker.messages import Place
+from worker.events.records import FilePlace
+from worker.terminal.confirmations import confirmed
+from worker.terminal.sentences import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,7 +69,7 @@ def _chosen(files: Sequence[Path], filters: Filters) -> Iterator[Letter]:
 
 def _piece(letter: Letter) -> int:
     """Return which piece of a long line a letter holds, from 1; 0 is a whole line."""
-    return letter.place.part if isinstance(letter.place, Place) else 0
+    return letter.place.part if isinstance(letter.place, FilePlace) else 0
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from worker.dead_letters.letters import Letter
-    from worker.settings import KafkaSettings
+    from worker.settings.schema import KafkaSettings
 
 _CONTINUES: Final = "run the same command again: it continues"
 _FENCED: Final = (kafka_errors.ProducerFencedError, kafka_errors.InvalidProducerEpochError)
@@ -76,7 +76,7 @@ class Sender:
         """Give up a transaction that is open, or readers would wait until it times out."""
         if self._in_transaction:
             deadline = Deadline()
-            deadline.within(_ABORT_SECONDS)
+            deadline.bring_forward(_ABORT_SECONDS)
             with suppress(kafka_errors.KafkaError):
                 await_result(self._producer, self._manager.begin_abort(), deadline)
         discard(self._producer)
@@ -89,7 +89,7 @@ class Sender:
 
         """
         deadline = Deadline()
-        deadline.within(self._seconds)
+        deadline.bring_forward(self._seconds)
         try:
             self._producer.begin_transaction()
             self._in_transaction = True
@@ -100,10 +100,10 @@ class Sender:
                 raise kafka_errors.KafkaTimeoutError
             for topic, future in sent:
                 if future.failed():
-                    raise self._told(future.exception, topic)
+                    raise self._explain(future.exception, topic)
             await_result(self._producer, self._manager.begin_commit(), deadline)
         except kafka_errors.KafkaError as error:
-            raise self._told(error) from None
+            raise self._explain(error) from None
         self._in_transaction = False
 
     def _send_back(self, outgoing: Outgoing) -> Any:  # noqa: ANN401 - has no types
@@ -131,7 +131,7 @@ class Sender:
             self._topic, _Content(receipt, ()), headers=headers, partition=partition
         )
 
-    def _told(self, error: kafka_errors.KafkaError, topic: str = "") -> WorkerError:
+    def _explain(self, error: kafka_errors.KafkaError, topic: str = "") -> WorkerError:
         if isinstance(error, _TOO_LARGE):
             return WorkerError(
                 f"a record is larger than the topic {topic} takes",

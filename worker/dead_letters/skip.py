@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from kafka import TopicPartition
 
-from worker.dead_letters.talk import confirmed
 from worker.errors import ConfigurationError, WorkerError
-from worker.messages import ErrorKind, Offset
-from worker.transports.kafka.clients import new_admin, new_consumer, new_producer, told
+from worker.events.records import ErrorKind, TopicPlace
+from worker.terminal.confirmations import confirmed
+from worker.transports.kafka.clients import (
+    explained_kafka_errors,
+    new_admin,
+    new_consumer,
+    new_producer,
+)
 from worker.transports.kafka.positions import Mark
 from worker.transports.kafka.publishers import discard
 from worker.transports.kafka.records import KIND, NULLS, OFFSET, PARTITION, REASON, TOPIC
@@ -24,12 +29,12 @@ if TYPE_CHECKING:
     from kafka import KafkaConsumer
     from kafka.structs import OffsetAndMetadata
 
-    from worker.settings import KafkaSettings
+    from worker.settings.schema import KafkaSettings
 
 _WITHOUT_MEMBERS: Final = ("Empty", "Dead")
 
 
-def skip(settings: KafkaSettings, place: Offset, *, yes: bool) -> None:
+def skip(settings: KafkaSettings, place: TopicPlace, *, yes: bool) -> None:
     """Move the group past what cannot be decoded at a place, once that is confirmed.
 
     Raises:
@@ -42,7 +47,7 @@ def skip(settings: KafkaSettings, place: Offset, *, yes: bool) -> None:
             f"{place.topic} is not among kafka.input_topics", "name one that the group reads"
         )
     partition = TopicPartition(place.topic, place.partition)
-    with told():
+    with explained_kafka_errors():
         consumer = new_consumer(settings)
         try:
             consumer.assign([partition])
@@ -87,7 +92,9 @@ def _refuse_members(settings: KafkaSettings) -> None:
         )
 
 
-def _end(settings: KafkaSettings, partition: TopicPartition, committed: int, place: Offset) -> int:
+def _end(
+    settings: KafkaSettings, partition: TopicPartition, committed: int, place: TopicPlace
+) -> int:
     if readable(settings, partition, committed):
         raise WorkerError(
             f"offset {committed}, where the group {settings.group} stands, can be decoded: there "
@@ -104,7 +111,7 @@ def _end(settings: KafkaSettings, partition: TopicPartition, committed: int, pla
     return end
 
 
-def _leave_letter(settings: KafkaSettings, place: Offset, stretch: str) -> None:
+def _leave_letter(settings: KafkaSettings, place: TopicPlace, stretch: str) -> None:
     reason = f"the {stretch} cannot be decoded by the client, and were gone past"
     headers = {
         TOPIC: place.topic,

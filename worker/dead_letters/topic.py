@@ -11,7 +11,7 @@ from kafka import errors as kafka_errors
 
 from worker.dead_letters.letters import Letter
 from worker.errors import ConfigurationError, WorkerError
-from worker.messages import Offset
+from worker.events.records import TopicPlace
 from worker.transports.kafka.clients import new_consumer, resume
 from worker.transports.kafka.records import (
     KIND,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from kafka.consumer.fetcher import ConsumerRecord
 
-    from worker.settings import KafkaSettings
+    from worker.settings.schema import KafkaSettings
 
 _POLL_RECORDS: Final = 500
 _POLL_SECONDS: Final = 0.2
@@ -158,7 +158,7 @@ def letter_of(record: ConsumerRecord) -> Letter | None:
     try:
         original = original_of(record)
         ours = own_headers(record.headers)
-        place = Offset(ours[TOPIC], int(ours[PARTITION]), int(ours[OFFSET]))
+        place = TopicPlace(ours[TOPIC], int(ours[PARTITION]), int(ours[OFFSET]))
         rounds = own_headers(original.headers).get(ROUNDS, "")
         return Letter(
             place=place,

@@ -18,8 +18,8 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Final
 
-from worker.codec import Fields, json_decoder
-from worker.messages import Event, Place, Record
+from worker.events.codec import Fields, json_decoder
+from worker.events.records import Event, FilePlace, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ _BROKEN_SHARE: Final = 0.002
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ChatRecord:
     """A record for Kafka: its user as the key, or none where the value is broken."""
 
     key: bytes | None
@@ -56,9 +56,11 @@ class _Example:
         return str(json.loads(self.event.kept.get(name, '""'))) if self.event else ""
 
 
-def example_messages() -> list[Message]:
+def example_messages() -> list[ChatRecord]:
     """Return the examples in their order, with the broken ones."""
-    return [Message(example.field(_USER).encode() or None, example.line) for example in _examples()]
+    return [
+        ChatRecord(example.field(_USER).encode() or None, example.line) for example in _examples()
+    ]
 
 
 class ChatStream:
@@ -92,16 +94,16 @@ class ChatStream:
             words = max(1, round(self._random.lognormvariate(log(median), deviation)))
             yield self._made_up(words, mistyped=words <= _FAMILIAR_MOST_WORDS)
 
-    def messages(self) -> Iterator[Message]:
+    def messages(self) -> Iterator[ChatRecord]:
         """Yield records without end, of which two in a thousand are broken."""
         for number, text in zip(count(1), self.texts(), strict=False):
             if self._random.random() < _BROKEN_SHARE:
-                yield Message(None, self._random.choice(self._broken))
+                yield ChatRecord(None, self._random.choice(self._broken))
                 continue
             example = self._random.choice(self._said)
             content = {"id": f"d-{number}", "text": text}
             content |= {name: example.field(name) for name in (_USER, _ROOM)}
-            yield Message(content[_USER].encode(), json.dumps(content).encode())
+            yield ChatRecord(content[_USER].encode(), json.dumps(content).encode())
 
     def _familiar_texts(self, texts: Sequence[str]) -> list[str]:
         """Return short texts: those of the examples by how often they are said, then made-up ones."""
@@ -131,6 +133,6 @@ def _examples() -> list[_Example]:
     decode = json_decoder(Fields(keep=(_USER, _ROOM)))
     examples = []
     for number, line in enumerate(EXAMPLES.read_bytes().splitlines(), 1):
-        item = decode(Record(line, Place(EXAMPLES.name, number)))
+        item = decode(Record(line, FilePlace(EXAMPLES.name, number)))
         examples.append(_Example(line, item if isinstance(item, Event) else None))
     return examples

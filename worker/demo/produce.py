@@ -11,15 +11,15 @@ from kafka.errors import KafkaError
 
 from worker.demo.chat import ChatStream, example_messages
 from worker.errors import ConfigurationError
-from worker.signals import StopSignal
-from worker.telemetry.logs import log
-from worker.transports.kafka.clients import new_producer, sentence, told
+from worker.logs.logger import log
+from worker.terminal.signals import StopSignal
+from worker.transports.kafka.clients import explained_kafka_errors, new_producer, sentence
 
 if TYPE_CHECKING:
     from kafka import KafkaProducer
 
-    from worker.demo.chat import Message
-    from worker.settings import Settings
+    from worker.demo.chat import ChatRecord
+    from worker.settings.schema import Settings
 
 _LINGER_MS: Final = 5
 _CLOSE_SECONDS: Final = 5.0
@@ -47,7 +47,7 @@ def demo(settings: Settings, rate: float, number: int | None, seed: int | None) 
     messages = islice(chain(example_messages(), ChatStream(seed).messages()), number)
     topic = settings.kafka.input_topics[0]
     pauses = random.Random(seed)  # noqa: S311 - no secret
-    with told(), StopSignal() as stop:
+    with explained_kafka_errors(), StopSignal() as stop:
         outlet = _Outlet(new_producer(settings.kafka, linger_ms=_LINGER_MS), topic)
         log.info("writing", topic=topic, rate=rate, seed=seed)
         due = time.monotonic()
@@ -71,7 +71,7 @@ class _Outlet:
         self._failed = 0
         self._problem = ""
 
-    def write(self, message: Message) -> None:
+    def write(self, message: ChatRecord) -> None:
         try:
             future = self._producer.send(self._topic, message.value, key=message.key)
         except KafkaError as error:

@@ -24,7 +24,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
 )
 
-from worker.messages import DeadLetter, ErrorKind, Labelled
+from worker.events.records import DeadLetter, ErrorKind, LabelledEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from prometheus_client.core import Metric
 
-    from worker.messages import Outcome
+    from worker.events.records import Outcome
 
 _LabelValues: TypeAlias = "tuple[str, ...]"
 
@@ -287,7 +287,7 @@ class Metrics:
         """
         if not outcomes:
             return
-        results = [item.classification for item in outcomes if isinstance(item, Labelled)]
+        results = [item.classification for item in outcomes if isinstance(item, LabelledEvent)]
         kinds = Counter(item.kind.value for item in outcomes if isinstance(item, DeadLetter))
         label_sets = Counter(result.labels for result in results)
         packed = b"".join(result.scores.packed for result in results)

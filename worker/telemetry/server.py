@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from prometheus_client import CollectorRegistry, MetricsHandler
 
 from worker.errors import ConfigurationError
+from worker.logs.logger import log
 from worker.telemetry.health import OFF
-from worker.telemetry.logs import log
 from worker.telemetry.metrics import families
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from worker.messages import Item, Outcome
+    from worker.events.records import Item, Outcome
 
 
 class ChunkAbandonedError(Exception):
-    """A chunk could not be completed, and its position did not move: go on with the next."""
+    """A chunk could not be completed and its position did not move; the text says why."""
 
 
 class Chunk(Protocol):

@@ -24,8 +24,8 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from worker.transports.kafka.publication import Place
-    from worker.transports.kafka.records import Message
+    from worker.transports.kafka.publication import Coordinates
+    from worker.transports.kafka.records import ProducerRecord
 
 # A record's timestamp in milliseconds, and its key, value and headers as they are written.
 Timed: TypeAlias = tuple[int, bytes]
@@ -44,7 +44,7 @@ class SentBatch:
     a batch that the broker finds too large.
     """
 
-    def __init__(self, places: Sequence[Place], result: Any) -> None:  # noqa: ANN401 - has no types
+    def __init__(self, places: Sequence[Coordinates], result: Any) -> None:  # noqa: ANN401 - has no types
         """Keep whose records these are, and the client's future of the batch."""
         self.places = places
         self._result = result
@@ -74,7 +74,7 @@ class SentBatch:
                 result.wait(seconds)
                 return
 
-    def failures(self) -> dict[Place, Exception]:
+    def failures(self) -> dict[Coordinates, Exception]:
         """Return the errors of those records that have failed, once it is done."""
         if all(result.value[-1] is None for result, _ in self._results()):
             return {}
@@ -94,7 +94,7 @@ class SentBatch:
             yield self._moved.get(index, (self._result, index))
 
 
-def failures(sent: Iterable[SentBatch]) -> dict[Place, Exception]:
+def failures(sent: Iterable[SentBatch]) -> dict[Coordinates, Exception]:
     """Return the errors of those records that have failed in batches that are done."""
     return {place: error for batch in sent for place, error in batch.failures().items()}
 
@@ -112,10 +112,10 @@ class _SentRecord:
 
 def send(
     producer: Any,  # noqa: ANN401 - has no types
-    messages: Mapping[Place, Message],
+    messages: Mapping[Coordinates, ProducerRecord],
     sent: list[SentBatch],
     check: Callable[[], None],
-) -> list[Place]:
+) -> list[Coordinates]:
     """Hand messages to a producer, those of a partition in their order; adds the batches to `sent`.
 
     Calls `check` before each wait for a topic's metadata. Returns the places of messages that are
@@ -126,7 +126,9 @@ def send(
 
     """
     too_large = []
-    parts: dict[TopicPartition, tuple[list[Place], list[Timed]]] = defaultdict(lambda: ([], []))
+    parts: dict[TopicPartition, tuple[list[Coordinates], list[Timed]]] = defaultdict(
+        lambda: ([], [])
+    )
     partition_of: dict[str, Callable[[bytes | None], TopicPartition]] = {}
     largest = producer.config["max_request_size"] - _OVERHEAD_BYTES
     now = int(1000 * time.time())
@@ -171,7 +173,7 @@ def _hash(key: bytes) -> int:
 def _send_to(
     producer: Any,  # noqa: ANN401 - as above
     partition: TopicPartition,
-    places: Sequence[Place],
+    places: Sequence[Coordinates],
     records: Sequence[Timed],
     sent: list[SentBatch],
 ) -> None:
@@ -218,7 +220,7 @@ def fill(builder: MemoryRecordsBuilder, records: Iterable[Timed]) -> int:
     return len(written)
 
 
-def content_of(message: Message) -> bytes:
+def content_of(message: ProducerRecord) -> bytes:
     """Return the key, value and headers of a record as the message format has them."""
     key, value, headers = message.key, message.value, message.headers
     parts = [_VARINT[-1]] if key is None else [_VARINT[len(key)], key]

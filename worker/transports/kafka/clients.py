@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from kafka.structs import ConsumerGroupMetadata
     from pydantic import SecretStr
 
-    from worker.settings import KafkaSettings
+    from worker.settings.schema import KafkaSettings
 
-# Its log quotes records and is told in sentences of ours anyway.
+# Its log quotes records and is explained_kafka_errors in sentences of ours anyway.
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 # What the brokers, or someone who manages them, can set right while the worker waits.
@@ -66,7 +66,7 @@ def sentence(error: BaseException) -> str:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def explained_kafka_errors() -> Iterator[None]:
     """Turn the errors of the Kafka client into sentences.
 
     Raises:
@@ -91,10 +91,10 @@ def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa
         if settings.assignment == "cooperative"
         else RangePartitionAssignor
     )
-    consumer = _made(
+    consumer = _new_client(
         KafkaConsumer,
         **(
-            common(settings)
+            client_options(settings)
             | {
                 "group_id": settings.group,
                 "enable_auto_commit": False,
@@ -138,7 +138,7 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka-python 
 
 
 class _Fetcher(Fetcher):  # type: ignore[misc]  # kafka-python has no types
-    """Asks for records when told to, or when a poll finds none.
+    """Asks for records when explained_kafka_errors to, or when a poll finds none.
 
     The client's own asks whenever a poll gives records away. The answer has what came until then,
     and grows old while those are labelled.
@@ -166,10 +166,10 @@ def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa
         KafkaError: the brokers do not answer, or refuse.
 
     """
-    return _made(
+    return _new_client(
         KafkaProducer,
         **(
-            common(settings)
+            client_options(settings)
             | {
                 "acks": "all",
                 "enable_idempotence": True,
@@ -197,10 +197,10 @@ def new_admin(settings: KafkaSettings) -> KafkaAdminClient:
         KafkaError: the brokers do not answer, or refuse.
 
     """
-    return _made(KafkaAdminClient, **common(settings))
+    return _new_client(KafkaAdminClient, **client_options(settings))
 
 
-def _made(kind: Callable[..., Any], **options: Any) -> Any:  # noqa: ANN401 - as above
+def _new_client(kind: Callable[..., Any], **options: Any) -> Any:  # noqa: ANN401 - as above
     """Make a client; where it cannot connect, end the thread that kafka-python leaves behind."""
     networks: list[KafkaNetClient] = []
 
@@ -222,7 +222,7 @@ def is_member(consumer: KafkaConsumer, group: ConsumerGroupMetadata) -> bool:
     A join goes on while polls end early, and its new generation shows before the new assignment
     is taken over: records of the old one would be committed as if they were still ours. Where the
     topic's metadata settles meanwhile, the client even forgets that it was joining, for good; then
-    it is told to join again.
+    it is explained_kafka_errors to join again.
     """
     if group.state == MemberState.REBALANCING and not consumer._coordinator.need_rejoin():  # noqa: SLF001 - nothing public brings it back
         consumer._coordinator.request_rejoin()  # noqa: SLF001 - as above
@@ -241,7 +241,7 @@ def resume(consumer: KafkaConsumer) -> None:
     consumer.resume(*consumer.assignment())
 
 
-def common(settings: KafkaSettings) -> dict[str, Any]:
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
     """Return what all clients need: where the brokers are, and who we are to them.
 
     Raises:

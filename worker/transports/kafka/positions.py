@@ -18,7 +18,7 @@ from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
 from worker.errors import WorkerError
-from worker.telemetry.logs import log
+from worker.logs.logger import log
 from worker.transports.kafka.clients import new_consumer
 from worker.transports.kafka.records import GROUP, own_headers
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from kafka import KafkaConsumer
 
-    from worker.settings import KafkaSettings
+    from worker.settings.schema import KafkaSettings
 
     Commit: TypeAlias = Callable[[Mapping[TopicPartition, OffsetAndMetadata]], None]
 

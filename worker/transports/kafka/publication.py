@@ -12,15 +12,11 @@ if TYPE_CHECKING:
 
     from kafka.consumer.fetcher import ConsumerRecord
 
-    from worker.transports.kafka.records import Message
+    from worker.transports.kafka.records import ProducerRecord
 
-Place: TypeAlias = tuple[str, int, int]
+Coordinates: TypeAlias = tuple[str, int, int]
 
 _PARTS_OF_SUSPECTS: Final = 16
-
-
-class AbandonedError(ChunkAbandonedError):
-    """A chunk that could not be published or committed, with a sentence that says why."""
 
 
 class RefusedError(Exception):
@@ -28,8 +24,8 @@ class RefusedError(Exception):
 
     def __init__(
         self,
-        culprits: Collection[Place] = (),
-        suspects: Collection[Place] = (),
+        culprits: Collection[Coordinates] = (),
+        suspects: Collection[Coordinates] = (),
         *,
         timestamp: bool = False,
     ) -> None:
@@ -45,21 +41,21 @@ class Publication:
 
     def __init__(
         self,
-        messages: Sequence[tuple[ConsumerRecord, Message]],
-        dead_letter: Callable[[ConsumerRecord], Message],
+        messages: Sequence[tuple[ConsumerRecord, ProducerRecord]],
+        dead_letter: Callable[[ConsumerRecord], ProducerRecord],
     ) -> None:
         """Keep messages, and how to make a dead letter of an event whose label is refused."""
-        self.messages = {place_of(source): message for source, message in messages}
+        self.messages = {coordinates_of(source): message for source, message in messages}
         self.refused = 0
         # When all were, by the monotonic clock.
         self.acknowledged = 0.0
-        self._suspects: set[Place] = set()
-        self._sources = {place_of(source): source for source, _ in messages}
+        self._suspects: set[Coordinates] = set()
+        self._sources = {coordinates_of(source): source for source, _ in messages}
         self._dead_letter = dead_letter
 
     def parts(
-        self, dead_letter_topic: str, acknowledged: Collection[Place] = ()
-    ) -> Iterator[dict[Place, Message]]:
+        self, dead_letter_topic: str, acknowledged: Collection[Coordinates] = ()
+    ) -> Iterator[dict[Coordinates, ProducerRecord]]:
         """Cut what is not acknowledged into what is sent together, each topic in its order.
 
         Dead letters, which may have to wait, go first. Those among which a culprit is go in smaller
@@ -82,25 +78,27 @@ class Publication:
         """Put something else in the place of messages that were refused, or suspect them.
 
         Raises:
-            AbandonedError: a dead letter is refused too: its topic must be set right first.
+            ChunkAbandonedError: a dead letter is refused too: its topic must be set right first.
 
         """
         self._suspects = set(refusal.suspects)
         for place in refusal.culprits:
             self._replace(place, timestamp=refusal.timestamp)
 
-    def _replace(self, place: Place, *, timestamp: bool) -> None:
+    def _replace(self, place: Coordinates, *, timestamp: bool) -> None:
         message = self.messages[place]
         if timestamp and message.timestamp is not None:
             self.messages[place] = message.with_timestamp_as_header()
             return
         letter = self._dead_letter(self._sources[place])
         if message.topic == letter.topic:
-            raise AbandonedError("the dead-letter topic refuses a record; see max.message.bytes")
+            raise ChunkAbandonedError(
+                "the dead-letter topic refuses a record; see max.message.bytes"
+            )
         self.messages[place] = letter
         self.refused += 1
 
 
-def place_of(source: ConsumerRecord) -> Place:
+def coordinates_of(source: ConsumerRecord) -> Coordinates:
     """Return the place of an event, as a key."""
     return (source.topic, source.partition, source.offset)

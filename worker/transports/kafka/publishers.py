@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from kafka import errors as kafka_errors
 
-from worker.telemetry.logs import log
+from worker.logs.logger import log
+from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.batches import failures, send
 from worker.transports.kafka.clients import new_producer, sentence
-from worker.transports.kafka.publication import AbandonedError, RefusedError
+from worker.transports.kafka.publication import RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from kafka.future import Future
     from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
-    from worker.settings import KafkaSettings
+    from worker.settings.schema import KafkaSettings
     from worker.transports.kafka.batches import SentBatch
-    from worker.transports.kafka.publication import Place, Publication
-    from worker.transports.kafka.records import Message
+    from worker.transports.kafka.publication import Coordinates, Publication
+    from worker.transports.kafka.records import ProducerRecord
 
     Positions: TypeAlias = Mapping[TopicPartition, OffsetAndMetadata]
 
@@ -67,11 +68,11 @@ class Deadline:
         return max(0.0, self.ends - time.monotonic())
 
     def check(self, problem: str) -> None:
-        """Raise an AbandonedError, which tells a problem, when the time is over."""
+        """Raise a ChunkAbandonedError, which tells a problem, when the time is over."""
         if not self.remaining:
-            raise AbandonedError(problem)
+            raise ChunkAbandonedError(problem)
 
-    def within(self, seconds: float) -> None:
+    def bring_forward(self, seconds: float) -> None:
         """Bring it forward, to some seconds from now at most."""
         self.ends = min(self.ends, time.monotonic() + seconds)
 
@@ -105,7 +106,7 @@ class Publisher(Protocol):
         The commit may still be under way on return: `settle` it before the next call.
 
         Raises:
-            AbandonedError: not everything was done, or it is not known to be.
+            ChunkAbandonedError: not everything was done, or it is not known to be.
 
         """
 
@@ -113,7 +114,7 @@ class Publisher(Protocol):
         """See committed what was published last, within a deadline.
 
         Raises:
-            AbandonedError: it is not, or not known to be.
+            ChunkAbandonedError: it is not, or not known to be.
 
         """
 
@@ -138,15 +139,15 @@ class AtLeastOnce:
         self._consumer = consumer
         self._producer: KafkaProducer | None = None
         self._sent: list[SentBatch] = []
-        self._acknowledged: set[Place] = set()
+        self._acknowledged: set[Coordinates] = set()
         # The commit that is under way, and what it commits.
         self._commit: Future | None = None
         self._positions: Positions = {}
-        self._committing: AbstractSet[Place] = frozenset()
+        self._committing: AbstractSet[Coordinates] = frozenset()
 
     def prepare(self, timeout: float) -> bool:
         """See the contract."""
-        with suppress(AbandonedError):
+        with suppress(ChunkAbandonedError):
             # And not again: the partitions may have gone meanwhile.
             self._await_commit(Deadline(timeout))
         if self._producer is None:
@@ -179,12 +180,12 @@ class AtLeastOnce:
                 self._discard()
                 publication.amend(refusal)
             except kafka_errors.KafkaError as error:
-                raise AbandonedError(sentence(error)) from None
+                raise ChunkAbandonedError(sentence(error)) from None
         publication.acknowledged = time.monotonic()
         try:
             self._commit = commit(self._consumer(), positions)
         except kafka_errors.KafkaError as error:
-            raise AbandonedError(sentence(error)) from None
+            raise ChunkAbandonedError(sentence(error)) from None
         self._positions, self._committing = positions, publication.messages.keys()
 
     def settle(self, deadline: Deadline) -> None:
@@ -195,7 +196,7 @@ class AtLeastOnce:
         if isinstance(error, kafka_errors.RetriableError):
             self._commit_again(deadline)
         elif error is not None:
-            raise AbandonedError(sentence(error))
+            raise ChunkAbandonedError(sentence(error))
         # What was put back for being in other partitions of the same abandoned chunk is kept.
         self._acknowledged -= self._committing
 
@@ -207,7 +208,7 @@ class AtLeastOnce:
         decided = Event()
         under_way.add_both(lambda _: decided.set())
         if not deadline.wait(decided.wait):
-            raise AbandonedError("the brokers do not commit in time")
+            raise ChunkAbandonedError("the brokers do not commit in time")
         error: Exception | None = under_way.exception
         return error
 
@@ -216,7 +217,7 @@ class AtLeastOnce:
         try:
             self._consumer().commit(dict(self._positions), timeout_ms=timeout)
         except kafka_errors.KafkaError as error:
-            raise AbandonedError(sentence(error)) from None
+            raise ChunkAbandonedError(sentence(error)) from None
 
     def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
         """See the contract."""
@@ -232,7 +233,7 @@ class AtLeastOnce:
 
     def _send(self, publication: Publication, deadline: Deadline) -> None:
         if self._producer is None and not self.prepare(min(_COMMIT_SECONDS, deadline.remaining)):
-            raise AbandonedError("an earlier send is undecided")
+            raise ChunkAbandonedError("an earlier send is undecided")
         for part in publication.parts(self._settings.dead_letter_topic, self._acknowledged):
             too_large = _send_all(self._producer, part, self._sent, deadline)
             sent = self._sent
@@ -302,7 +303,7 @@ class ExactlyOnce:
     ) -> None:
         """See the contract."""
         # The broker aborts what takes longer.
-        deadline.within(self._settings.transaction_timeout_seconds * _SHARE_OF_TIMEOUT)
+        deadline.bring_forward(self._settings.transaction_timeout_seconds * _SHARE_OF_TIMEOUT)
         while True:
             try:
                 self._transact(publication, positions, group, deadline)
@@ -313,8 +314,8 @@ class ExactlyOnce:
             except kafka_errors.KafkaError as error:
                 self._discard()
                 self._note(error)
-                raise AbandonedError(sentence(error)) from None
-            except AbandonedError:
+                raise ChunkAbandonedError(sentence(error)) from None
+            except ChunkAbandonedError:
                 self._discard()
                 raise
 
@@ -336,7 +337,7 @@ class ExactlyOnce:
         deadline: Deadline,
     ) -> None:
         if not self.prepare(min(_COMMIT_SECONDS, deadline.remaining)) or self._producer is None:
-            raise AbandonedError("the producer is held back after it was fenced")
+            raise ChunkAbandonedError("the producer is held back after it was fenced")
         producer = self._producer
         producer.begin_transaction()
         for part in publication.parts(self._settings.dead_letter_topic):
@@ -416,16 +417,16 @@ def await_result(producer: KafkaProducer, result: Any, deadline: Deadline) -> No
 
 def _send_all(
     producer: Any,  # noqa: ANN401 - has no types
-    messages: Mapping[Place, Message],
+    messages: Mapping[Coordinates, ProducerRecord],
     sent: list[SentBatch],
     deadline: Deadline,
-) -> list[Place]:
+) -> list[Coordinates]:
     """Send messages and wait until each is decided; what was sent is in `sent`.
 
     Returns the places of messages that are larger than the client may send.
 
     Raises:
-        AbandonedError: some are undecided.
+        ChunkAbandonedError: some are undecided.
         KafkaError: a topic cannot be reached, or the producer has failed.
 
     """
@@ -435,11 +436,11 @@ def _send_all(
 
     too_large = send(producer, messages, sent, check)
     if not deadline.wait(lambda seconds: flushed(producer, sent, seconds)):
-        raise AbandonedError("the brokers do not acknowledge records in time")
+        raise ChunkAbandonedError("the brokers do not acknowledge records in time")
     return too_large
 
 
-def _raise_failures(sent: Sequence[SentBatch], too_large: Sequence[Place]) -> None:
+def _raise_failures(sent: Sequence[SentBatch], too_large: Sequence[Coordinates]) -> None:
     failed = failures(sent)
     refused = {place: error for place, error in failed.items() if isinstance(error, _REFUSALS)}
     if too_large:

@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from worker.messages import DeadLetter, Labelled, Offset, Record
+from worker.events.records import DeadLetter, LabelledEvent, Record, TopicPlace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from kafka.consumer.fetcher import ConsumerRecord
 
-    from worker.codec import LabelEncoder
+    from worker.events.codec import LabelEncoder
 
 Headers: TypeAlias = "list[tuple[str, bytes]]"
 
@@ -48,7 +48,7 @@ ROUNDS: Final = "worker-rounds"
 REDRIVE: Final = "worker-redrive"
 
 
-class Message(NamedTuple):
+class ProducerRecord(NamedTuple):
     """What is to be published, and where."""
 
     topic: str
@@ -58,7 +58,7 @@ class Message(NamedTuple):
     timestamp: int | None
     """In milliseconds since the epoch; None is the time of sending."""
 
-    def with_timestamp_as_header(self) -> Message:
+    def with_timestamp_as_header(self) -> ProducerRecord:
         """Return the message for a broker that does not take its timestamp."""
         header = (TIMESTAMP, str(self.timestamp).encode())
         return self._replace(headers=[*self.headers, header], timestamp=None)
@@ -75,7 +75,7 @@ class Original:
 
 
 @dataclass(frozen=True, slots=True)
-class MessageEncoder:
+class ProducerRecordEncoder:
     """Writes outcomes as messages."""
 
     labels: LabelEncoder
@@ -85,7 +85,7 @@ class MessageEncoder:
     pass_key: bool = True
     pass_headers: bool = True
 
-    def encode(self, source: ConsumerRecord, outcome: Labelled | DeadLetter) -> Message:
+    def encode(self, source: ConsumerRecord, outcome: LabelledEvent | DeadLetter) -> ProducerRecord:
         """Return the message that an outcome becomes."""
         if isinstance(outcome, DeadLetter):
             return self._dead_letter(source, outcome)
@@ -94,9 +94,9 @@ class MessageEncoder:
         headers += _same_for_all(self.labels.digest, self.group)
         key = source.key if self.pass_key else None
         value = self.labels.encode(outcome)
-        return Message(self.output_topic, value, key, headers, source.timestamp)
+        return ProducerRecord(self.output_topic, value, key, headers, source.timestamp)
 
-    def _dead_letter(self, source: ConsumerRecord, letter: DeadLetter) -> Message:
+    def _dead_letter(self, source: ConsumerRecord, letter: DeadLetter) -> ProducerRecord:
         headers = [(name, value or b"") for name, value in source.headers]
         headers += _place(source)
         headers.append((TIMESTAMP, str(source.timestamp).encode()))
@@ -106,12 +106,14 @@ class MessageEncoder:
         nulls += [index for index, (_, value) in enumerate(source.headers) if value is None]
         if nulls:
             headers.append((NULLS, json.dumps(nulls).encode()))
-        return Message(self.dead_letter_topic, source.value or b"", source.key, headers, None)
+        return ProducerRecord(
+            self.dead_letter_topic, source.value or b"", source.key, headers, None
+        )
 
 
 def record_of(source: ConsumerRecord) -> Record:
     """Return what the codec reads."""
-    place = Offset(source.topic, source.partition, source.offset)
+    place = TopicPlace(source.topic, source.partition, source.offset)
     return Record(source.value or b"", place)
 
 

@@ -21,9 +21,10 @@ from kafka import TopicPartition
 from kafka import errors as kafka_errors
 
 from worker.errors import WorkerError
-from worker.messages import DeadLetter, ErrorKind, Skipped
-from worker.telemetry.logs import log
-from worker.telemetry.stacks import log_stacks
+from worker.events.records import DeadLetter, ErrorKind, Skipped
+from worker.logs.logger import log
+from worker.logs.stacks import log_stacks
+from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.clients import (
     fetch_ahead,
     is_member,
@@ -38,7 +39,7 @@ from worker.transports.kafka.positions import (
     read_committed,
     seek_into_range,
 )
-from worker.transports.kafka.publication import AbandonedError, Publication
+from worker.transports.kafka.publication import Publication
 from worker.transports.kafka.publishers import AtLeastOnce, Deadline, ExactlyOnce
 from worker.transports.kafka.records import record_of
 from worker.transports.kafka.undecodable import UNREADABLE, UndecodableError, readable
@@ -50,11 +51,11 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
     from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
-    from worker.codec import Decoder
-    from worker.messages import Item, Outcome
-    from worker.settings import KafkaSettings
+    from worker.events.codec import Decoder
+    from worker.events.records import Item, Outcome
+    from worker.settings.schema import KafkaSettings
     from worker.transports.kafka.publishers import Publisher
-    from worker.transports.kafka.records import Message, MessageEncoder
+    from worker.transports.kafka.records import ProducerRecord, ProducerRecordEncoder
 
 _POLL_SECONDS: Final = 0.2
 _PROBE_SECONDS: Final = 2.0
@@ -72,7 +73,7 @@ _LATER: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TransportLimits:
     """When a record is too large, and a client too long without progress."""
 
     max_bytes: int
@@ -112,7 +113,11 @@ class KafkaTransport:
     """One member of a consumer group."""
 
     def __init__(
-        self, settings: KafkaSettings, decode: Decoder, encoder: MessageEncoder, limits: Limits
+        self,
+        settings: KafkaSettings,
+        decode: Decoder,
+        encoder: ProducerRecordEncoder,
+        limits: TransportLimits,
     ) -> None:
         """Do nothing yet: the first chunk connects."""
         self.state = TransportState()
@@ -193,7 +198,7 @@ class KafkaTransport:
             self._publisher.settle(self._deadline)
             settled = time.monotonic()
             self._publisher.publish(publication, chunk.positions, chunk.group, self._deadline)
-        except AbandonedError as error:
+        except ChunkAbandonedError as error:
             self._settled = False
             self._complain(str(error))
             if not publication.acknowledged:
@@ -250,7 +255,7 @@ class KafkaTransport:
             kafka_errors.LogTruncationError,
         ) as error:
             return self._find_position(error)
-        except (*_LATER, AbandonedError) as error:
+        except (*_LATER, ChunkAbandonedError) as error:
             self._complain(_meaning(error))
             self._hold_back()
             return KafkaChunk()
@@ -396,7 +401,7 @@ class KafkaTransport:
             if self._marks[partition].starts
         }
         if begun:
-            with suppress(AbandonedError):
+            with suppress(ChunkAbandonedError):
                 # Also where the time to stop is over: closing has some of its own.
                 self._commit(group, begun, time.monotonic() + _TAKE_BACK_SECONDS)
 
@@ -426,7 +431,7 @@ class KafkaTransport:
         self._probed = now
         try:
             self._publisher.settle(Deadline(_CALL_SECONDS))
-        except AbandonedError:
+        except ChunkAbandonedError:
             self._settled = False
             raise
         consumer = self._live
@@ -483,7 +488,7 @@ class KafkaTransport:
                 self.state.lost_to_retention += lost
             elif not establish_starts(self._live, self._settings, commit, _CALL_SECONDS):
                 time.sleep(_POLL_SECONDS)
-        except (kafka_errors.KafkaError, AbandonedError) as trouble:
+        except (kafka_errors.KafkaError, ChunkAbandonedError) as trouble:
             self._complain(_meaning(trouble))
             self._hold_back()
         return KafkaChunk()
@@ -499,7 +504,7 @@ class KafkaTransport:
         A plain commit that is late would be taken after a transaction that went further.
 
         Raises:
-            AbandonedError: it was not done, or is not known to be.
+            ChunkAbandonedError: it was not done, or is not known to be.
 
         """
         self._deadline.ends = ends or min(self._stop_by, time.monotonic() + _CALL_SECONDS)
@@ -527,7 +532,7 @@ class KafkaTransport:
                 if position is not None and not readable(self._settings, partition, position):
                     raise UndecodableError(partition.topic, partition.partition, position)
 
-    def _dead_letter_of_refused(self, source: ConsumerRecord) -> Message:
+    def _dead_letter_of_refused(self, source: ConsumerRecord) -> ProducerRecord:
         reason = "the brokers do not take the label of this record"
         letter = DeadLetter(record_of(source), ErrorKind.REFUSED, reason)
         return self._encoder.encode(source, letter)
@@ -561,7 +566,7 @@ class KafkaTransport:
 
 
 def _meaning(error: Exception) -> str:
-    return str(error) if isinstance(error, AbandonedError) else sentence(error)
+    return str(error) if isinstance(error, ChunkAbandonedError) else sentence(error)
 
 
 def _ms(seconds: float) -> int:

@@ -18,7 +18,7 @@ from worker.transports.kafka.clients import new_consumer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from worker.settings import KafkaSettings
+    from worker.settings.schema import KafkaSettings
 
 # What the client raises for such a batch; whatever else it fails with may come of one, too.
 UNREADABLE: Final = (kafka_errors.UnsupportedCodecError, kafka_errors.CorruptRecordError)

@@ -1,0 +1,431 @@
+"""Settings: one table of them, three sources, and errors that say where without saying what."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, SecretStr
+
+from worker.errors import ConfigurationError
+from worker.logs.logger import configure_logs
+from worker.settings.schema import (
+    KUBERNETES,
+    Settings,
+    load_settings,
+    setting_variables,
+    warn_of_unknown_variables,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MARKER = "tulip"
+EXAMPLE = Path(__file__).parents[2] / "configs" / "worker.toml"
+SETTINGS = [tuple(name.removeprefix("WORKER_").lower().split("__")) for name in setting_variables()]
+
+
+@pytest.fixture
+def warnings_told(capsys: pytest.CaptureFixture[str]) -> Iterator[list[dict[str, Any]]]:
+    """Return the warnings of `warn_of_unknown_variables`, as somebody reads them in the logs."""
+    logger = logging.getLogger("worker")
+    before = logger.handlers, logger.level, logger.propagate
+    configure_logs("warning", "json")
+    warn_of_unknown_variables()
+    yield [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    logger.handlers, logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables that `environ` gives."""
+    for name, value in request.param.items():
+        monkeypatch.setenv(name, value)
+
+
+def environ(*variables: dict[str, str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("environment", variables, indirect=True)
+
+
+def toml(folder: Path, content: str) -> Path:
+    path = folder / "my.toml"
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def nested(path: tuple[str, ...], value: object) -> dict[str, Any]:
+    for name in reversed(path):
+        value = {name: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def takes_any_text(path: tuple[str, ...]) -> bool:
+    model: type[BaseModel] = Settings
+    for name in path[:-1]:
+        group = model.model_fields[name].annotation
+        assert isinstance(group, type)
+        assert issubclass(group, BaseModel)
+        model = group
+    annotation = model.model_fields[path[-1]].annotation
+    kinds = {annotation}
+    if get_origin(annotation) in {Union, types.UnionType}:
+        kinds |= set(get_args(annotation))
+    return bool(kinds & {str, Path, SecretStr})
+
+
+PICKY = [
+    path
+    for path in SETTINGS
+    # Nearly any text is a list of topics.
+    if not takes_any_text(path) and path != ("kafka", "input_topics")
+]
+
+
+# Sources.
+
+
+def test_without_any_source_all_settings_have_their_defaults() -> None:
+    settings = load_settings(None, {})
+    assert settings.model is None
+    assert settings.input.text_field == "text"
+    assert settings.cache.enabled
+    assert settings.model_dump() == Settings().model_dump()
+
+
+@environ({"WORKER_LOG__LEVEL": "debug"})
+@pytest.mark.usefixtures("environment")
+def test_the_environment_takes_precedence_over_the_file(tmp_path: Path) -> None:
+    config = toml(tmp_path, '[log]\nlevel = "error"\nformat = "json"')
+    assert load_settings(config, {}).log.model_dump() == {"level": "debug", "format": "json"}
+
+
+@environ({"WORKER_LOG__LEVEL": "debug", "WORKER_LOG__FORMAT": "json"})
+@pytest.mark.usefixtures("environment")
+def test_flags_take_precedence_over_the_environment() -> None:
+    settings = load_settings(None, {"log": {"level": "error"}})
+    assert settings.log.model_dump() == {"level": "error", "format": "json"}
+
+
+def test_flags_take_precedence_over_the_file(tmp_path: Path) -> None:
+    config = toml(tmp_path, '[log]\nlevel = "debug"\nformat = "json"')
+    settings = load_settings(config, {"log": {"level": "error"}})
+    assert settings.log.model_dump() == {"level": "error", "format": "json"}
+
+
+@environ({"WORKER_INPUT__KEEP": '["b"]', "WORKER_CACHE__ENABLED": "false"})
+@pytest.mark.usefixtures("environment")
+def test_a_list_and_a_switch_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    config = toml(tmp_path, 'input.keep = ["a", "b"]\ncache.enabled = true')
+    assert load_settings(config, {}).input.keep == ("b",)
+    assert load_settings(config, {"input": {"keep": ["c"]}}).input.keep == ("c",)
+    assert not load_settings(config, {}).cache.enabled
+    assert load_settings(config, {"cache": {"enabled": True}}).cache.enabled
+
+
+@environ({"WORKER_THRESHOLDS__JOY": "0.5", "WORKER_THRESHOLDS__FEAR": "0.5"})
+@pytest.mark.usefixtures("environment")
+def test_thresholds_of_all_sources_add_up_label_by_label(tmp_path: Path) -> None:
+    config = toml(tmp_path, "[thresholds]\nanger = 0.25\njoy = 0.25")
+    settings = load_settings(config, {"thresholds": {"fear": "0.75"}})
+    assert settings.thresholds == {"anger": 0.25, "joy": 0.5, "fear": 0.75}
+
+
+@environ(
+    {"WORKER_CACHE__DIRECTORY": "folder"},
+    {"worker_cache__directory": "folder"},
+    {"WORKER_CACHE": '{"directory": "folder"}'},
+)
+@pytest.mark.usefixtures("environment")
+def test_two_underscores_lead_into_a_group(warnings_told: list[dict[str, Any]]) -> None:
+    assert load_settings(None, {}).cache.directory == Path("folder")
+    assert warnings_told == []
+
+
+def test_the_cache_folder_is_the_users_own_unless_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert load_settings(None, {}).cache_directory == tmp_path / "worker"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_settings(None, {}).cache_directory == tmp_path / ".cache" / "worker"
+    flags = {"cache": {"directory": "folder"}}
+    assert load_settings(None, flags).cache_directory == Path("folder")
+
+
+def test_without_a_cache_there_is_no_folder() -> None:
+    flags = {"cache": {"directory": "folder", "enabled": False}}
+    assert load_settings(None, flags).cache_directory is None
+
+
+# Wrong values.
+
+
+@pytest.mark.parametrize(
+    ("content", "nearest"),
+    [
+        ('[cache]\ndirectry = "a"', "cache.directory"),
+        ("include_texts = true", "include_text"),
+        ('[input]\ntextfield = "a"', "input.text_field"),
+        ('[logs]\nlevel = "info"', "log"),
+    ],
+)
+def test_a_key_that_is_no_setting_is_an_error_that_names_the_nearest(
+    tmp_path: Path, content: str, nearest: str
+) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        load_settings(toml(tmp_path, content), {})
+    assert re.fullmatch(
+        rf"[\w.]+, in .*my\.toml, is not a setting; did you mean {nearest}\?", str(error.value)
+    )
+
+
+def test_a_key_that_is_like_no_setting_is_an_error_that_names_the_example(tmp_path: Path) -> None:
+    message = r"zzz, in .*my\.toml, is not a setting; see configs/worker\.toml"
+    with pytest.raises(ConfigurationError, match=message):
+        load_settings(toml(tmp_path, "zzz = 1"), {})
+
+
+@environ({"WORKER_CACHE__DIRECTRY": "folder"})
+@pytest.mark.usefixtures("environment")
+def test_a_variable_in_a_group_that_is_no_setting_is_an_error_that_names_the_nearest() -> None:
+    message = r"in the environment \(WORKER_CACHE__DIRECTRY\), .* did you mean cache\.directory\?"
+    with pytest.raises(ConfigurationError, match=message):
+        load_settings(None, {})
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=".".join)
+def test_a_wrong_value_in_the_file_is_named_but_not_repeated(
+    tmp_path: Path, path: tuple[str, ...]
+) -> None:
+    config = toml(tmp_path, f'{".".join(path)} = [["{MARKER}"]]')
+    with pytest.raises(ConfigurationError) as error:
+        load_settings(config, {})
+    assert f"the setting {'.'.join(path)}" in str(error.value)
+    assert f"in {config}" in str(error.value)
+    assert MARKER not in str(error.value)
+
+
+@pytest.mark.parametrize("path", PICKY, ids=".".join)
+@pytest.mark.parametrize("value", [MARKER, f'["{MARKER}", 7]', f'{{"x": "{MARKER}"}}'])
+def test_a_wrong_value_in_the_environment_is_named_but_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, path: tuple[str, ...], value: str
+) -> None:
+    monkeypatch.setenv("WORKER_" + "__".join(path).upper(), value)
+    with pytest.raises(ConfigurationError) as error:
+        load_settings(None, {})
+    assert f"WORKER_{path[0].upper()}" in str(error.value)
+    assert "environment" in str(error.value)
+    assert MARKER not in str(error.value)
+
+
+@pytest.mark.parametrize("path", PICKY, ids=".".join)
+def test_a_wrong_value_on_the_command_line_is_named_but_not_repeated(
+    path: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        load_settings(toml(tmp_path, ""), nested(path, MARKER))
+    assert f"the setting {'.'.join(path)}, on the command line, is wrong: " in str(error.value)
+    assert MARKER not in str(error.value)
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), st.text(), max_size=3))
+def test_no_threshold_that_is_a_text_raises_anything_but_a_configuration_error(
+    thresholds: dict[str, str],
+) -> None:
+    try:
+        settings = load_settings(None, {"thresholds": thresholds})
+    except ConfigurationError:
+        return
+    assert settings.thresholds == {label: float(text) for label, text in thresholds.items()}
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.1", "nan", "inf"])
+def test_a_threshold_outside_of_0_and_1_is_an_error(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"thresholds\.joy, on the command line, is wrong"):
+        load_settings(None, {"thresholds": {"joy": value}})
+
+
+@environ({"WORKER_CACHE__DISK_BYTES": "7"})
+@pytest.mark.usefixtures("environment")
+def test_a_wrong_value_is_an_error_even_where_the_file_has_a_right_one(tmp_path: Path) -> None:
+    config = toml(tmp_path, "cache.disk_bytes = 2000000")
+    with pytest.raises(
+        ConfigurationError, match=r"\(WORKER_CACHE__DISK_BYTES\), is wrong: it must be"
+    ):
+        load_settings(config, {})
+
+
+@environ({"WORKER_CACHE__DISK_BYTES": "7"})
+@pytest.mark.usefixtures("environment")
+def test_a_wrong_value_that_a_flag_replaces_is_none() -> None:
+    settings = load_settings(None, {"cache": {"disk_bytes": "2000000"}})
+    assert settings.cache.disk_bytes == 2_000_000
+
+
+@environ(
+    {"WORKER_THRESHOLDS": '{"joy": 7}'},
+    {"WORKER_CACHE": '{"disk_bytes": 7}'},
+    {"WORKER_INPUT__KEEP": "[7]"},
+)
+@pytest.mark.usefixtures("environment")
+def test_a_wrong_value_inside_a_table_of_the_environment_is_not_the_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="in the environment"):
+        load_settings(toml(tmp_path, ""), {})
+
+
+# Files that are none.
+
+
+@pytest.mark.parametrize(
+    "content", [f"model = {MARKER}", f'model = "{MARKER}', f"[{MARKER}", f'model = "{MARKER}" x']
+)
+def test_a_file_that_is_not_toml_is_an_error_that_names_the_line(
+    tmp_path: Path, content: str
+) -> None:
+    config = toml(tmp_path, f"include_text = true\n{content}\n")
+    with pytest.raises(ConfigurationError) as error:
+        load_settings(config, {})
+    assert str(error.value) == f"{config} is not valid TOML, line 2"
+
+
+def test_a_file_that_is_not_there_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot read .*absent\.toml: No such file"):
+        load_settings(tmp_path / "absent.toml", {})
+
+
+def test_a_file_that_is_not_utf8_is_an_error_that_says_so(tmp_path: Path) -> None:
+    config = tmp_path / "my.toml"
+    config.write_bytes(f'model = "{MARKER}'.encode() + b'\xe9"')
+    with pytest.raises(ConfigurationError) as error:
+        load_settings(config, {})
+    assert str(error.value) == f"{config} is not UTF-8"
+
+
+# Settings that do not fit each other.
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "problem"),
+    [
+        ("run", {"stuck_seconds": 59}, "run.stuck_seconds must be at least twice kafka.deadline_s"),
+        (
+            "kafka",
+            {"max_poll_interval_seconds": 59},
+            "kafka.max_poll_interval_seconds must be at least twice kafka.deadline_seconds",
+        ),
+        ("kafka", {"output_topic": "chat"}, "kafka's input, output and dead-letter topics must al"),
+        ("kafka", {"tls": {"key": "key.pem"}}, "kafka.tls.certificate and kafka.tls.key need each"),
+        ("kafka", {"sasl": {"mechanism": "plain"}}, "kafka.sasl.mechanism needs kafka.sasl.userna"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_an_error_that_says_how_they_would(
+    group: str, values: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        load_settings(None, {group: values})
+    assert str(error.value).startswith(f"settings do not fit each other: {problem}")
+
+
+def test_times_that_just_fit_are_no_error() -> None:
+    settings = load_settings(
+        None, {"run": {"stuck_seconds": 60}, "kafka": {"max_poll_interval_seconds": 60}}
+    )
+    assert settings.kafka.deadline_seconds == 30
+
+
+# Variables that are none.
+
+
+@environ({"WORKER_CASH__DIRECTORY": MARKER})
+@pytest.mark.usefixtures("environment")
+def test_an_unknown_variable_is_one_warning_with_the_nearest(
+    warnings_told: list[dict[str, Any]],
+) -> None:
+    (warning,) = warnings_told
+    assert warning.pop("timestamp")
+    assert warning == {
+        "level": "warning",
+        "event": "unknown environment variable",
+        "name": "WORKER_CASH__DIRECTORY",
+        "nearest": "WORKER_CACHE__DIRECTORY",
+    }
+
+
+@environ({"WORKER_QQQQQQQQQQQQQQ": "1"})
+@pytest.mark.usefixtures("environment")
+def test_an_unknown_variable_like_no_setting_is_one_warning(
+    warnings_told: list[dict[str, Any]],
+) -> None:
+    (warning,) = warnings_told
+    assert (warning["name"], warning["nearest"]) == ("WORKER_QQQQQQQQQQQQQQ", None)
+
+
+@environ(
+    {"WORKER_THRESHOLDS__JOY": "0.5", "WORKER_MODEL": "folder", "WORKER_INPUT": "{}"},
+    {"WORKERS": "4", "MY_WORKER_MODEL": "folder"},
+)
+@pytest.mark.usefixtures("environment")
+def test_settings_and_the_variables_of_other_programs_are_no_warning(
+    warnings_told: list[dict[str, Any]],
+) -> None:
+    assert warnings_told == []
+
+
+OF_KUBERNETES = {
+    "WORKER_PORT": "tcp://10.0.0.1:80",
+    "WORKER_PORT_80_TCP": "tcp://10.0.0.1:80",
+    "WORKER_PORT_80_TCP_ADDR": "10.0.0.1",
+    "WORKER_PORT_80_TCP_PORT": "80",
+    "WORKER_PORT_80_TCP_PROTO": "tcp",
+    "WORKER_PORT_53_UDP_ADDR": "10.0.0.1",
+    "WORKER_SERVICE_HOST": "10.0.0.1",
+    "WORKER_SERVICE_PORT": "80",
+    "WORKER_SERVICE_PORT_HTTP": "80",
+    "WORKER_CACHE_PORT": "tcp://10.0.0.2:80",
+    "WORKER_CACHE_PORT_80_TCP_ADDR": "10.0.0.2",
+    "WORKER_CACHE_SERVICE_HOST": "10.0.0.2",
+    "WORKER_LOG_LEVEL_SERVICE_PORT_MY_PORT": "80",
+}
+
+
+@environ(OF_KUBERNETES)
+@pytest.mark.usefixtures("environment")
+def test_variables_of_kubernetes_neither_warn_nor_set_anything(
+    warnings_told: list[dict[str, Any]],
+) -> None:
+    assert warnings_told == []
+    assert load_settings(None, {}).model_fields_set == set()
+
+
+def test_no_setting_is_named_as_kubernetes_names_variables() -> None:
+    assert all(KUBERNETES.fullmatch(name) for name in OF_KUBERNETES)
+    assert [name for name in setting_variables() if KUBERNETES.fullmatch(name)] == []
+
+
+# The example.
+
+
+def names_in(content: str) -> set[str]:
+    """Return the keys of a TOML file, also those that are commented out, and its tables."""
+    names, table = set(), ""
+    for line in content.splitlines():
+        if header := re.match(r"#? ?\[([\w.]+)\]", line):
+            table = header[1]
+            names.add(table)
+        elif key := re.match(r"#? ?([\w.]+) *=", line):
+            names.add(f"{table}.{key[1]}" if table else key[1])
+    return names
+
+
+def test_the_example_names_every_setting_and_changes_none() -> None:
+    assert load_settings(EXAMPLE, {}).model_dump() == load_settings(None, {}).model_dump()
+    assert {".".join(path) for path in SETTINGS} <= names_in(EXAMPLE.read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""Labelled examples, and how good the labels of a model are."""

@@ -1,0 +1,1 @@
+"""From texts to labels: the model folder, tokens, engine, caches, decisions."""

@@ -1,0 +1,222 @@
+"""The artifact: a folder with a model, its tokenizer and the manifest that describes them.
+
+The only bridge between building a model and running it. Every file is checked against the
+manifest before any work, so that a label never comes from a damaged model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from worker.errors import ArtifactError, ConfigurationError
+from worker.inference.decisions import Task
+
+GRAPH_FILE: Final = "model.onnx"
+WEIGHTS_FILE: Final = "weights.bin"
+TOKENIZER_FILE: Final = "tokenizer.json"
+MANIFEST_FILE: Final = "manifest.json"
+BUILT_IN_MODEL: Final = Path(__file__).parents[1] / "models" / "emotion"
+FILES: Final = (GRAPH_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
+_DIGEST_DIGITS: Final = 16
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class LabelFigures(_Strict):
+    """Precision, recall and F1 of one label, and how many texts truly have it."""
+
+    precision: Fraction
+    recall: Fraction
+    f1: Fraction
+    support: Annotated[int, Field(ge=0)]
+
+
+class QualityFigures(_Strict):
+    """What `worker evaluate` gave for one precision."""
+
+    texts: Annotated[int, Field(ge=1)]
+    accuracy: Fraction
+    macro_f1: Fraction
+    micro_f1: Fraction
+    labels: dict[str, LabelFigures]
+
+
+class MeasuredQuality(_Strict):
+    """Quality of checkpoint and artifact on one file, and how far their decisions agree."""
+
+    file: str
+    sha256: Sha256
+    fp32: QualityFigures
+    int8: QualityFigures
+    decision_agreement: Fraction
+    label_set_agreement: Fraction
+
+
+class Calibration(_Strict):
+    """The texts by which the scales of activations after normalizations were fixed."""
+
+    file: str
+    sha256: Sha256
+    texts: Annotated[int, Field(ge=1)]
+
+
+class Provenance(_Strict):
+    """Where the weights come from; `training` repeats what `worker finetune` recorded.
+
+    Without `calibration` all activations are quantized by row.
+    """
+
+    checkpoint: str
+    weights_sha256: Sha256
+    training: dict[str, object] | None
+    calibration: Calibration | None = None
+
+
+class Shape(_Strict):
+    """The size of a model: so many layers of `dim`, with a feed-forward of `inner`."""
+
+    layers: Annotated[int, Field(ge=1)]
+    dim: Annotated[int, Field(ge=1)]
+    inner: Annotated[int, Field(ge=1)]
+    heads: Annotated[int, Field(ge=1)]
+
+    def products(self, batch: int, tokens: int) -> list[tuple[int, int, int]]:
+        """Return the int8 matrix products of a forward: rows, depth, columns of each."""
+        shapes = []
+        for layer in range(1, self.layers + 1):
+            rows = batch * tokens
+            shapes += [(rows, self.dim, self.dim)] * 3
+            # After attention the last layer goes on with one token a text.
+            rows = batch if layer == self.layers else rows
+            shapes += [(rows, self.dim, self.dim), (rows, self.dim, self.inner)]
+            shapes += [(rows, self.inner, self.dim)]
+        return shapes
+
+
+class Manifest(_Strict):
+    """What an artifact is; `quality` is null where it was not measured."""
+
+    schema_version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    task: Task
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    thresholds: dict[str, Fraction]
+    max_tokens: Annotated[int, Field(ge=3)]
+    shape: Shape
+    files: dict[Literal["model.onnx", "weights.bin", "tokenizer.json"], Sha256]
+    source: Provenance
+    quality: MeasuredQuality | None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if len(set(self.labels)) != len(self.labels) or set(self.thresholds) != set(self.labels):
+            raise ValueError("labels must be distinct, with a threshold each")
+        if set(self.files) != set(FILES):
+            raise ValueError("files must list the graph, its weights and the tokenizer")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A verified model folder, with the thresholds in effect, one for each label in order."""
+
+    folder: Path
+    manifest: Manifest
+    thresholds: tuple[float, ...]
+
+    @property
+    def scores_digest(self) -> str:
+        """Return a digest of all that decides a score: graph, weights, tokenizer, task."""
+        return _digest([self.manifest.task, *(self.manifest.files[name] for name in FILES)])
+
+    @property
+    def digest(self) -> str:
+        """Return a digest of all that decides a label: scores, labels, limit, thresholds."""
+        parts = [self.manifest.labels, self.manifest.max_tokens, self.thresholds]
+        return _digest([self.scores_digest, *parts])[:_DIGEST_DIGITS]
+
+
+def load_artifact(folder: Path, thresholds: dict[str, float] | None = None) -> Artifact:
+    """Verify a model folder; `thresholds` override the manifest's, label by label.
+
+    Raises:
+        ArtifactError: a file is missing, altered or not understood.
+        ConfigurationError: a threshold is for a label that the model has not.
+
+    """
+    manifest = _read_manifest(folder / MANIFEST_FILE)
+    for name, expected in manifest.files.items():
+        if file_sha256(folder / name) != expected:
+            raise ArtifactError(
+                f"{folder / name} is damaged or altered: its sha256 is not the manifest's",
+                "restore the model folder or prepare it anew",
+            )
+    unknown = sorted(set(thresholds or ()) - set(manifest.labels))
+    if unknown:
+        raise ConfigurationError(
+            f"thresholds are set for labels that the model {manifest.name} has not: "
+            f"{', '.join(unknown)}",
+            f"its labels are {', '.join(manifest.labels)}",
+        )
+    effective = manifest.thresholds | (thresholds or {})
+    return Artifact(folder, manifest, tuple(effective[label] for label in manifest.labels))
+
+
+def file_sha256(path: Path) -> str:
+    """Return a model file's sha256 in hex.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    try:
+        version = json.loads(content)["schema_version"]
+    except (ValueError, TypeError, KeyError):
+        raise ArtifactError(f"{path} is not a model manifest") from None
+    if version != 1:
+        raise ArtifactError(
+            f"{path} has a schema version that this worker does not know (it knows 1)",
+            "update the worker, or prepare the model anew",
+        )
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
+        raise ArtifactError(
+            f"{path} is not a valid model manifest (at {where or 'its top level'})",
+            "restore the model folder or prepare it anew",
+        ) from None
+
+
+def _unreadable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"cannot read {path}: {error.strerror}",
+        "name a model folder such as `worker prepare` writes",
+    )
+
+
+def _digest(parts: list[object]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

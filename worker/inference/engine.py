@@ -1,0 +1,146 @@
+"""The engine: one onnxruntime session, one thread, texts of any length without padding.
+
+Bit-exact: the logits of a text are the same bytes whatever else is in its batch.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import chain, groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import onnxruntime as ort
+
+from worker.errors import ArtifactError, EngineError
+from worker.inference.artifact import GRAPH_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from worker.inference.artifact import Artifact
+
+# Far slower than the plain nodes they replace (docs/design.md, "Engine").
+_SLOW_FUSIONS: Final = ["SkipLayerNormFusion", "BiasGeluFusion"]
+_ERRORS_ONLY: Final = 3
+# What a graph takes, with its shapes; see `packed`.
+INPUTS: Final[dict[str, list[str | int]]] = {
+    "input_ids": ["tokens"],
+    "position_ids": ["tokens"],
+    "groups": ["groups", 2],
+}
+PROBE_FILE: Final = Path(__file__).with_name("saturation.onnx")
+PROBE_SHAPE: Final = (64, 16)
+
+
+@lru_cache(maxsize=1)
+def int8_products_saturate() -> bool:
+    """Tell whether onnxruntime's u8 x s8 products clip their 16-bit sums here.
+
+    They do on x86 without VNNI or AMX (onnxruntime's quantization guide). Tried with the largest
+    numbers there are, because what a CPU or an emulator says of itself need not be so.
+    """
+    session = ort.InferenceSession(PROBE_FILE, session_options(), ["CPUExecutionProvider"])
+    rows, _ = PROBE_SHAPE
+    (product,) = session.run(None, {"activations": np.full((4, rows), 255, dtype=np.uint8)})
+    return bool((product != rows * 255 * 127).any())
+
+
+class Engine:
+    """A loaded model; use it from one thread."""
+
+    def __init__(self, artifact: Artifact, *, exact_products: bool | None = None) -> None:
+        """Load the model of an artifact.
+
+        `exact_products` takes onnxruntime's slower u8 x u8 path, whose sums never clip; by
+        default where this CPU's u8 x s8 products would.
+
+        Raises:
+            ArtifactError: the graph does not load, or does not fit the manifest.
+
+        """
+        self.exact_products = int8_products_saturate() if exact_products is None else exact_products
+        path = artifact.folder / GRAPH_FILE
+        try:
+            self._session = open_session(path, exact_products=self.exact_products)
+        except Exception:  # noqa: BLE001 - onnxruntime's errors share no base, and quote paths
+            raise ArtifactError(f"onnxruntime {ort.__version__} cannot load {path}") from None
+        self._check_shape(artifact)
+
+    def run(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Return the logits, shape [batch, labels], of texts, given by their token ids.
+
+        The fewer groups of one length stand one after another, the faster.
+
+        Raises:
+            EngineError: the batch could not be scored, or a logit is not finite.
+
+        """
+        try:
+            logits: NDArray[np.float32]
+            (logits,) = self._session.run(["logits"], packed(batch))
+        except Exception:  # noqa: BLE001 - onnxruntime's errors share no base
+            tokens = sum(len(ids) for ids in batch)
+            raise EngineError(
+                f"onnxruntime failed on a batch of {len(batch)} texts, {tokens} tokens in all"
+            ) from None
+        if not np.isfinite(logits).all():
+            raise EngineError("the model's scores are not finite")
+        return logits
+
+    def _check_shape(self, artifact: Artifact) -> None:
+        path = artifact.folder / GRAPH_FILE
+        inputs = [value.name for value in self._session.get_inputs()]
+        if inputs != list(INPUTS):
+            raise ArtifactError(
+                f"{path} is not a graph of this version of the worker: it takes "
+                f"{', '.join(inputs)}, not {', '.join(INPUTS)}",
+                "prepare the model anew",
+            )
+        outputs = [(value.name, value.shape[-1:]) for value in self._session.get_outputs()]
+        labels = len(artifact.manifest.labels)
+        if outputs != [("logits", [labels])]:
+            raise ArtifactError(
+                f"{path} does not give {labels} logits, as the manifest's labels need",
+                "prepare the model anew",
+            )
+
+
+def packed(batch: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
+    """Return a graph's inputs for texts, given by their token ids.
+
+    Tokens of all texts stand one after another; `groups` tells of how many texts each stretch of
+    equal lengths is, and of that length.
+    """
+    lengths = [len(ids) for ids in batch]
+    groups = [(sum(1 for _ in same), length) for length, same in groupby(lengths)]
+    return {
+        "input_ids": np.fromiter(chain.from_iterable(batch), np.int64),
+        "position_ids": np.fromiter(chain.from_iterable(map(range, lengths)), np.int64),
+        "groups": np.array(groups, dtype=np.int64),
+    }
+
+
+def open_session(path: Path, *, exact_products: bool) -> ort.InferenceSession:
+    """Load a graph as the engine runs it: in one thread, without what would slow it down."""
+    options = session_options()
+    if exact_products:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return ort.InferenceSession(
+        path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOW_FUSIONS
+    )
+
+
+def session_options() -> ort.SessionOptions:
+    """Return the options of a session in one thread that does not spin while it waits."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Patterns are planned by shape: with ever new shapes they only cost memory.
+    options.enable_mem_pattern = False
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = _ERRORS_ONLY
+    return options

@@ -1,0 +1,1 @@
+"""`worker replay`: files through the same pipeline, in one process or several."""

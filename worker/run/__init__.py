@@ -1,0 +1,1 @@
+"""`worker run`: one process or several, from Kafka to Kafka."""

@@ -1,0 +1,1 @@
+"""Every setting, once: what there is, and where values come from."""

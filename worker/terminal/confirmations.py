@@ -1,0 +1,19 @@
+"""Asking a person before something is done that cannot be undone."""
+
+from __future__ import annotations
+
+import sys
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    """Return whether a person agrees: by `--yes`, or on the terminal that is asked."""
+    if yes:
+        return True
+    if sys.stdin is None or not sys.stdin.isatty():
+        print("nothing was done; to do it, run the same command with --yes")
+        return False
+    print(f"{question} [y/N] ", end="", flush=True)
+    if sys.stdin.readline().strip().lower() in {"y", "yes"}:
+        return True
+    print("nothing was done")
+    return False

@@ -1,0 +1,47 @@
+"""Sentences for whoever sits at a terminal, and text from anywhere, made fit for one."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from contextlib import suppress
+from typing import Final
+
+_TEXT_WIDTH: Final = 90
+_TURNS_TEXT_AROUND: Final = frozenset(
+    ["LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"]
+)
+
+
+def say(sentence: str) -> None:
+    """Print a sentence on standard error; where that is full or closed, work goes on."""
+    with suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things as people write it."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def escaped(text: str) -> str:
+    """Return a text without what controls a terminal, whole; JSON stays JSON."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or printable(char) == char else f"\\u{ord(char):04x}"
+        for char in text
+    )
+
+
+def printable(text: str) -> str:
+    """Return a text fit for a terminal: one line, not too long, nothing that controls it."""
+    clean = "".join(" " if _controls(char) else char for char in text)
+    return clean if len(clean) <= _TEXT_WIDTH else f"{clean[: _TEXT_WIDTH - 1]}…"
+
+
+def _controls(char: str) -> bool:
+    return (
+        unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"}
+        or unicodedata.bidirectional(char) in _TURNS_TEXT_AROUND
+    )

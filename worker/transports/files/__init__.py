@@ -1,0 +1,1 @@
+"""Files as a transport: reading inputs, writing outputs that survive a kill."""

@@ -1,0 +1,304 @@
+"""Reading records from files: lines of bounded length, rows, four formats, gzip.
+
+A line longer than the limit comes in pieces, so that memory stays bounded and no byte is lost.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import select
+import sys
+import zlib
+from collections import deque
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
+
+from worker.errors import ConfigurationError, WorkerError
+from worker.events.codec import decode_text, json_decoder, row_decoder, split_row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.events.codec import Decoder, Fields
+
+STANDARD_INPUT: Final = "-"
+_READ_BYTES: Final = 2**16
+# A quote that never closes makes the next so many lines be read twice.
+_ROW_LINES: Final = 1000
+_QUOTE: Final = ord('"')
+_UNREADABLE: Final = (OSError, EOFError, zlib.error)
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+class Format(StrEnum):
+    """How a file holds its messages."""
+
+    JSONL = "jsonl"
+    TEXT = "text"
+    CSV = "csv"
+    TSV = "tsv"
+
+
+_FORMAT_OF_SUFFIX: Final = {
+    ".jsonl": Format.JSONL,
+    ".ndjson": Format.JSONL,
+    ".json": Format.JSONL,
+    ".txt": Format.TEXT,
+    ".csv": Format.CSV,
+    ".tsv": Format.TSV,
+}
+
+
+def format_of(path: str) -> Format:
+    """Tell a file's format from its name, `.gz` aside.
+
+    Raises:
+        ConfigurationError: the name does not tell.
+
+    """
+    suffix = Path(path.removesuffix(".gz")).suffix.lower()
+    if suffix not in _FORMAT_OF_SUFFIX:
+        name = "standard input" if path == STANDARD_INPUT else path
+        raise ConfigurationError(
+            f"cannot tell the format of {name}", f"say --format {'|'.join(Format)}"
+        )
+    return _FORMAT_OF_SUFFIX[suffix]
+
+
+class FilePosition(NamedTuple):
+    """Where reading goes on: bytes of the unpacked file, lines read, pieces of the next line."""
+
+    offset: int = 0
+    line: int = 0
+    part: int = 0
+
+
+class Line(NamedTuple):
+    """A line without its newline, or the `part`-th piece of one, from 1 (0: all of it)."""
+
+    data: bytes
+    number: int
+    part: int
+    end: FilePosition
+
+
+class LineReader:
+    """Reads lines of a binary file from a position on."""
+
+    def __init__(self, file: IO[bytes], limit: int, start: FilePosition) -> None:
+        """Read from a position that a line gave as its end; the file stands there already."""
+        self._file = file
+        self._limit = limit
+        self._buffer = b""
+        self._cursor = 0
+        self._position = start
+
+    def ready(self, seconds: float) -> bool:
+        """Wait for something to read, where a pipe has nothing; tell whether there is."""
+        if self._buffer.find(b"\n", self._cursor) >= 0:
+            return True
+        try:
+            return bool(select.select([self._file], [], [], seconds)[0])
+        except (OSError, ValueError):
+            return True
+
+    def next_line(self) -> Line | None:
+        """Return the next line or piece of a line, None at the end of the file."""
+        window = self._limit + 1
+        while (newline := self._buffer.find(b"\n", self._cursor, self._cursor + window)) < 0:
+            if len(self._buffer) - self._cursor >= window or not self._fill():
+                break
+        left = len(self._buffer) - self._cursor
+        if newline >= 0:
+            return self._take(newline - self._cursor, ends_line=True, newline=1)
+        if left == 0:
+            return None
+        return self._take(min(left, self._limit), ends_line=left <= self._limit, newline=0)
+
+    def _take(self, length: int, *, ends_line: bool, newline: int) -> Line:
+        data = self._buffer[self._cursor : self._cursor + length]
+        self._cursor += length + newline
+        offset, line, part = self._position
+        if offset == 0:
+            data = data.removeprefix(_BYTE_ORDER_MARK)
+        offset += length + newline
+        number = line + 1
+        if ends_line:
+            self._position = FilePosition(offset, number, 0)
+            return Line(data, number, part + 1 if part else 0, self._position)
+        self._position = FilePosition(offset, line, part + 1)
+        return Line(data, number, part + 1, self._position)
+
+    def _fill(self) -> bool:
+        read: bytes = self._file.read1(_READ_BYTES)  # type: ignore[attr-defined]
+        self._buffer = self._buffer[self._cursor :] + read
+        self._cursor = 0
+        return bool(read)
+
+
+class InputFile:
+    """One input, opened at a position: its records as bytes, and what decodes them."""
+
+    def __init__(
+        self, path: str, form: Format, fields: Fields, limit: int, start: FilePosition
+    ) -> None:
+        """Open a file, or standard input for `-`.
+
+        Raises:
+            ConfigurationError: a table's header has no column of texts.
+            WorkerError: the file cannot be read.
+
+        """
+        self.path = path
+        self._form = form
+        self._limit = limit
+        self._pushed_back: deque[Line] = deque()
+        try:
+            self._file = _open(path)
+        except OSError as error:
+            raise _cannot_read(path, error) from None
+        try:
+            self._lines = LineReader(self._file, limit, FilePosition())
+            self.decode = self._decoder(fields)
+            if start.offset:
+                self._file.seek(start.offset)
+                self._lines = LineReader(self._file, limit, start)
+        except _UNREADABLE as error:
+            self.close()
+            raise _cannot_read(path, error) from None
+        except WorkerError:
+            self.close()
+            raise
+
+    def ready(self, seconds: float) -> bool:
+        """Wait for a record for so long at most; tell whether one can be read."""
+        return bool(self._pushed_back) or self._lines.ready(seconds)
+
+    def bytes_read(self) -> int:
+        """Return how many bytes of the file, packed where it is, were read; 0 for a pipe."""
+        packed = getattr(self._file, "fileobj", self._file)
+        return int(packed.tell()) if packed.seekable() else 0
+
+    def rows(self) -> Iterator[Line]:
+        """Yield records; blank lines are none, except in plain text.
+
+        Raises:
+            WorkerError: the file cannot be read on.
+
+        """
+        try:
+            while (line := self._next_line()) is not None:
+                row = self._whole_row(line) if self._form is Format.CSV else line
+                data = row.data if row.part else row.data.removesuffix(b"\r")
+                if row.part or not self._is_blank(data):
+                    yield row._replace(data=data)
+        except _UNREADABLE as error:
+            raise _cannot_read(self.path, error) from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _is_blank(self, row: bytes) -> bool:
+        if self._form is Format.JSONL:
+            return not row.strip()
+        return not row and self._form is not Format.TEXT
+
+    def _next_line(self) -> Line | None:
+        return self._pushed_back.popleft() if self._pushed_back else self._lines.next_line()
+
+    def _whole_row(self, first: Line) -> Line:
+        """Join the lines of a row that has a line end inside quotes.
+
+        Where the quotes never close within the limit and a thousand lines, or do so in the middle of a field, the first
+        line stands alone, to become a dead letter, and the next one is read anew: one stray quote
+        costs one row.
+        """
+        lines = [first]
+        size = len(first.data)
+        inside = first.part == 0 and ends_inside_quotes(first.data, inside=False)
+        while inside:
+            line = self._next_line()
+            size += len(line.data) + 1 if line else 0
+            too_long = size > self._limit or len(lines) >= _ROW_LINES
+            if line is None or line.part or too_long:
+                self._pushed_back.extend(lines[1:] + ([line] if line else []))
+                return first
+            lines.append(line)
+            inside = ends_inside_quotes(line.data, inside=True)
+        row = b"\n".join(line.data for line in lines)
+        if len(lines) > 1 and not _is_row(row):
+            self._pushed_back.extend(lines[1:])
+            return first
+        return first._replace(data=row, end=lines[-1].end)
+
+    def _decoder(self, fields: Fields) -> Decoder:
+        if self._form is Format.TEXT:
+            return decode_text
+        if self._form is Format.JSONL:
+            return json_decoder(fields)
+        delimiter = "\t" if self._form is Format.TSV else ","
+        header = self._lines.next_line()
+        try:
+            whole = header.data.removesuffix(b"\r") if header and not header.part else b""
+            columns = split_row(whole, delimiter)
+        except (UnicodeDecodeError, csv.Error):
+            columns = []
+        if fields.text not in columns:
+            raise ConfigurationError(
+                f"the header of {self.path} has no column '{fields.text}'",
+                "name the column of texts with --text-field",
+            )
+        return row_decoder(columns, fields, delimiter)
+
+
+def ends_inside_quotes(line: bytes, *, inside: bool) -> bool:
+    """Tell whether a CSV line ends inside a quoted field, given whether it starts inside one.
+
+    As RFC 4180 has it: a field is quoted only if it starts with a quote; two quotes are one.
+    """
+    cursor = 0
+    while cursor < len(line):
+        if not inside and line[cursor] == _QUOTE:
+            inside = True
+            cursor += 1
+        if inside:
+            cursor = line.find(b'"', cursor) + 1
+            if cursor == 0:
+                return True
+            if line[cursor : cursor + 1] == b'"':
+                cursor += 1
+                continue
+            inside = False
+        cursor = line.find(b",", cursor) + 1
+        if cursor == 0:
+            return False
+    return inside
+
+
+def _is_row(row: bytes) -> bool:
+    try:
+        split_row(row, ",")
+    except csv.Error:
+        return False
+    except UnicodeDecodeError:
+        return True
+    return True
+
+
+def _open(path: str) -> IO[bytes]:
+    if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise WorkerError("standard input is closed", "name a file instead of -")
+        return sys.stdin.buffer
+    if path.endswith(".gz"):
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    return Path(path).open("rb")
+
+
+def _cannot_read(path: str, error: Exception) -> WorkerError:
+    if isinstance(error, OSError) and error.strerror:
+        return WorkerError(f"cannot read {path}: {error.strerror}", "check the path")
+    return WorkerError(f"cannot read {path}: its gzip data is damaged or cut off", "restore it")

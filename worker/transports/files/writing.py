@@ -1,0 +1,445 @@
+"""Output files that survive kill -9: appended, synced, then vouched for by a checkpoint.
+
+The checkpoint says how far inputs were read and outputs written, and for which run. It is
+replaced as a whole, after the outputs are on disk. What an output holds beyond it, from a chunk
+that a kill cut short, is cut off before going on; so the end is byte-identical to that of an
+undisturbed run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from worker.errors import ConfigurationError, WorkerError
+from worker.transports.files.reading import FilePosition
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_READ_BYTES: Final = 2**20
+_EMPTY_SHA256: Final = hashlib.sha256().hexdigest()
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunIdentity(_Strict):
+    """All that decides the bytes of the outputs; `inputs` is a digest of their contents."""
+
+    inputs: str
+    model: str
+    options: dict[str, str | int | bool | list[str] | None]
+
+
+class ReplayPosition(_Strict):
+    """How far a run has read: inputs that are done, and the place in the next one."""
+
+    input: int = 0
+    offset: int = 0
+    line: int = 0
+    part: int = 0
+
+    @property
+    def in_file(self) -> FilePosition:
+        """Return the place in the input that is being read."""
+        return FilePosition(self.offset, self.line, self.part)
+
+
+class Totals(_Strict):
+    """What became of the records so far, over all sittings of a run."""
+
+    labelled: int = 0
+    dead_letters: int = 0
+
+
+class _Written(_Strict):
+    bytes: int = 0
+    sha256: str = _EMPTY_SHA256
+
+
+class _Checkpoint(_Strict):
+    version: Literal[1] = 1
+    run: RunIdentity
+    position: ReplayPosition = ReplayPosition()
+    labels: _Written = _Written()
+    letters: _Written = _Written()
+    # Before the first dead letter, a file of that name is someone else's.
+    letters_begun: bool = False
+    totals: Totals = Totals()
+    finished: bool = False
+
+
+class Outputs(Protocol):
+    """Where the outcomes of a replay go."""
+
+    @property
+    def position(self) -> ReplayPosition:
+        """Return how far the run has read."""
+
+    @property
+    def totals(self) -> Totals:
+        """Return what became of the records so far."""
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether the run is done."""
+
+    def write(
+        self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
+    ) -> None:
+        """Append lines, and then move to a position.
+
+        Raises:
+            WorkerError: a file cannot be written; nothing has moved.
+
+        """
+
+    def finish(self) -> None:
+        """Note that all inputs are done."""
+
+    def close(self) -> None:
+        """Close the files."""
+
+
+class StreamedOutputs:
+    """Labels to standard output or a file, dead letters to a file; cannot be continued."""
+
+    def __init__(self, labels: Path | None, letters: Path, *, overwrite: bool) -> None:
+        """Write labels to a path, None for standard output; dead letters are added to theirs.
+
+        Raises:
+            ConfigurationError: the file of labels holds something already.
+            WorkerError: it cannot be written.
+
+        """
+        self.position = ReplayPosition()
+        self.totals = Totals()
+        self.finished = False
+        self._labels_path = labels or Path("standard output")
+        self._letters_path = letters
+        self._letters: IO[bytes] | None = None
+        self._labels = _standard_output() if labels is None else _open_new(labels, overwrite)
+
+    def write(
+        self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
+    ) -> None:
+        """Append lines; the dead letters first, so that none is missing where labels go on."""
+        if letters:
+            if self._letters is None:
+                self._letters = _open_append(self._letters_path, fcntl.LOCK_SH)
+            with _ExplainedWriteErrors(self._letters_path):
+                self._letters.write(_lines(letters))
+                self._letters.flush()
+        with _ExplainedWriteErrors(self._labels_path):
+            self._labels.write(_lines(labels))
+            self._labels.flush()
+        self.position = position
+        self.totals = _add(self.totals, labels, letters)
+
+    def finish(self) -> None:
+        """Note that all inputs are done."""
+        self.finished = True
+
+    def close(self) -> None:
+        """Close the files; standard output stays open."""
+        for file in (self._letters, self._labels):
+            if file is not None and file is not getattr(sys.stdout, "buffer", None):
+                # What could not be written was said already.
+                with suppress(OSError):
+                    file.close()
+
+
+class CheckpointedOutputs:
+    """Labels and dead letters in files that a killed run continues, byte for byte."""
+
+    def __init__(self, labels: Path, letters: Path, run: RunIdentity, *, overwrite: bool) -> None:
+        """Find out how far the run has come, and cut off what no checkpoint vouches for.
+
+        Raises:
+            ConfigurationError: the files belong to another run, or to none.
+            WorkerError: they cannot be written, or another run is writing them.
+
+        """
+        self._path = checkpoint_of(labels)
+        self._letters_path = letters
+        self._labels = _AppendFile(labels)
+        self._letters = _AppendFile(letters)
+        try:
+            self._checkpoint = self._begin(labels, letters, run, overwrite=overwrite)
+        except WorkerError:
+            self.close()
+            raise
+
+    @property
+    def position(self) -> ReplayPosition:
+        """Return how far the run has read."""
+        return self._checkpoint.position
+
+    @property
+    def totals(self) -> Totals:
+        """Return what became of the records so far."""
+        return self._checkpoint.totals
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether the run is done."""
+        return self._checkpoint.finished
+
+    def write(
+        self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
+    ) -> None:
+        """Append lines, sync them, and replace the checkpoint."""
+        before = self._checkpoint
+        try:
+            self._append(labels, letters, position)
+        except WorkerError:
+            with suppress(WorkerError):
+                self._cut_back(before)
+            raise
+
+    def finish(self) -> None:
+        """Note that all inputs are done."""
+        self._advance(finished=True)
+
+    def close(self) -> None:
+        """Close the files, and let other runs have them."""
+        self._labels.close()
+        self._letters.close()
+
+    def _begin(
+        self, labels: Path, letters: Path, run: RunIdentity, *, overwrite: bool
+    ) -> _Checkpoint:
+        self._labels.open()
+        checkpoint = None if overwrite else _read_checkpoint(self._path)
+        if checkpoint is None:
+            if not overwrite:
+                _refuse_foreign(labels, letters)
+            checkpoint = _Checkpoint(run=run, letters_begun=overwrite and letters.exists())
+            _write_checkpoint(self._path, checkpoint)
+        _compare(self._path, checkpoint.run, run)
+        if checkpoint.letters_begun:
+            self._letters.open()
+        if checkpoint.finished:
+            self._labels.check(checkpoint.labels)
+            self._letters.check(checkpoint.letters)
+        else:
+            self._cut_back(checkpoint)
+        return checkpoint
+
+    def _cut_back(self, checkpoint: _Checkpoint) -> None:
+        self._labels.cut(checkpoint.labels)
+        self._letters.cut(checkpoint.letters)
+
+    def _append(
+        self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
+    ) -> None:
+        self._labels.append(_lines(labels))
+        if letters:
+            if not self._checkpoint.letters_begun:
+                _refuse_foreign(self._letters_path)
+                self._advance(letters_begun=True)
+            self._letters.open()
+            self._letters.append(_lines(letters))
+        self._advance(
+            position=position,
+            labels=self._labels.written,
+            letters=self._letters.written,
+            totals=_add(self.totals, labels, letters),
+        )
+
+    def _advance(self, **changes: object) -> None:
+        checkpoint = self._checkpoint.model_copy(update=changes)
+        _write_checkpoint(self._path, checkpoint)
+        self._checkpoint = checkpoint
+
+
+class _AppendFile:
+    """A file that is appended to, and the digest of what it holds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+
+    @property
+    def written(self) -> _Written:
+        return _Written(bytes=self._bytes, sha256=self._digest.hexdigest())
+
+    def open(self) -> None:
+        """Open the file, make it where there is none, and lock other runs out."""
+        if self._file is None:
+            self._file = _open_append(self._path, fcntl.LOCK_EX)
+
+    def check(self, written: _Written) -> None:
+        """Check that the file, if it was opened, still starts with what was written."""
+        if self._file is None:
+            return
+        self._digest, self._bytes = hashlib.sha256(), 0
+        with _ExplainedWriteErrors(self._path), self._path.open("rb") as file:
+            while block := file.read(min(_READ_BYTES, written.bytes - self._bytes)):
+                self._digest.update(block)
+                self._bytes += len(block)
+        if self.written != written:
+            raise ConfigurationError(
+                f"{self._path} is not what the checkpoint of its run says it is",
+                "restore it, or start anew with --overwrite",
+            )
+
+    def cut(self, written: _Written) -> None:
+        """Cut off what is beyond, after a check."""
+        self.check(written)
+        if self._file is not None:
+            with _ExplainedWriteErrors(self._path):
+                os.ftruncate(self._file.fileno(), written.bytes)
+
+    def append(self, data: bytes) -> None:
+        """Append and sync."""
+        if self._file is None or not data:
+            return
+        with _ExplainedWriteErrors(
+            self._path, "run the same command again once there is room: it continues"
+        ):
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._digest.update(data)
+        self._bytes += len(data)
+
+    def close(self) -> None:
+        if self._file is not None:
+            # What could not be written was said already.
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
+
+
+class _ExplainedWriteErrors:
+    """Turns the errors of a file that is being written into a sentence."""
+
+    def __init__(self, path: Path, advice: str = "check the path, its rights and the room") -> None:
+        self._path = path
+        self._advice = advice
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # A reader of standard output that has seen enough is no error to tell of.
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise WorkerError(
+                f"cannot write {self._path}: {error.strerror}", self._advice
+            ) from None
+
+
+def _read_checkpoint(path: Path) -> _Checkpoint | None:
+    try:
+        return _Checkpoint.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError):
+        raise ConfigurationError(
+            f"{path} is not a checkpoint that this worker can read",
+            "restore it, or start anew with --overwrite",
+        ) from None
+
+
+def _write_checkpoint(path: Path, checkpoint: _Checkpoint) -> None:
+    new = replacement_of(path)
+    with _ExplainedWriteErrors(path, "run the same command again once there is room: it continues"):
+        with new.open("w", encoding="utf-8") as file:
+            file.write(checkpoint.model_dump_json(indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def replacement_of(checkpoint: Path) -> Path:
+    """Return where a checkpoint is written before it takes its place."""
+    return checkpoint.with_name(checkpoint.name + ".new")
+
+
+def _compare(path: Path, before: RunIdentity, now: RunIdentity) -> None:
+    if before == now:
+        return
+    if before.inputs != now.inputs:
+        problem = "the inputs are others, or have changed"
+    elif before.model != now.model:
+        problem = "the model or its thresholds are others"
+    else:
+        names = [name for name in now.options if before.options.get(name) != now.options[name]]
+        problem = f"options are others ({', '.join(names)})"
+    raise ConfigurationError(
+        f"{path} is of another run: {problem}",
+        "run the same command on the same files, name another -o, or start anew with --overwrite",
+    )
+
+
+def _refuse_foreign(*paths: Path) -> None:
+    for path in paths:
+        if path.exists() and path.stat().st_size:
+            raise ConfigurationError(
+                f"{path} exists, and is not of a run that can be continued",
+                "name another file, or start anew with --overwrite",
+            )
+
+
+def _open_append(path: Path, lock: int) -> IO[bytes]:
+    """Open a file to append to, and lock it: alone, or with others that only append."""
+    with _ExplainedWriteErrors(path):
+        file = path.open("ab")
+    try:
+        fcntl.flock(file, lock | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise WorkerError(
+            f"another run is writing {path}", "wait for it, or name another file"
+        ) from None
+    return file
+
+
+def _open_new(path: Path, overwrite: bool) -> IO[bytes]:  # noqa: FBT001 - private, named by its one caller
+    """Open a file for a run that keeps no checkpoint; one of an earlier run does not fit it."""
+    if not overwrite:
+        _refuse_foreign(path)
+    file = _open_append(path, fcntl.LOCK_EX)
+    if path.is_file():
+        with _ExplainedWriteErrors(path):
+            file.truncate(0)
+            checkpoint_of(path).unlink(missing_ok=True)
+    return file
+
+
+def _standard_output() -> IO[bytes]:
+    if sys.stdout is None:
+        raise WorkerError("standard output is closed", "name a file with -o")
+    return sys.stdout.buffer
+
+
+def checkpoint_of(labels: Path) -> Path:
+    """Return where the checkpoint of an output stands."""
+    return labels.with_name(labels.name + ".checkpoint")
+
+
+def _lines(lines: Sequence[bytes]) -> bytes:
+    return b"".join(line + b"\n" for line in lines)
+
+
+def _add(totals: Totals, labels: Sequence[bytes], letters: Sequence[bytes]) -> Totals:
+    return Totals(
+        labelled=totals.labelled + len(labels), dead_letters=totals.dead_letters + len(letters)
+    )
