@@ -3,11 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 # Tests with a broker wait most of the time.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 6
 CHAOS_SECONDS ?= 900
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test chaos compose-test benchmark-batches benchmark-caches benchmark-check \
+.PHONY: demo test test-fast chaos compose-test benchmark-batches benchmark-caches benchmark-check \
 	benchmark-engine benchmark-ladder benchmark-latency benchmark-peers \
 	benchmark-replay benchmark-scale benchmark-stream model clean
 
@@ -27,7 +27,15 @@ test: $(VENV)/.all build/kafka/.jars build/prometheus/.unpacked
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest --cov -n $(TEST_PROCESSES) --dist loadfile
+	$(VENV)/bin/python -m pytest --cov -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+
+# For the inner loop: lint, types, and what needs no broker, no Prometheus and no patience.
+test-fast: $(VENV)/.all
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not slow' \
+		--ignore tests/kafka --ignore tests/observe
 
 # Workers under random faults, with each guarantee so long; CHAOS_SEED=n repeats a choice of faults.
 chaos: $(VENV)/.all build/kafka/.jars

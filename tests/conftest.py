@@ -34,6 +34,37 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A word that is one token, whose embedding `poisoned_model` makes NaN.
 POISON = "zebra"
 
+# What costs much to set up, in this order, is set up in one of several test processes alone: three
+# brokers, brokers with logins, and torch.
+SET_UP_ONCE = ("kafka_cluster", "secure_kafka", "build")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order tests and group them, so that several processes come to their end together.
+
+    First come the groups that stay in one process, then the slow tests, each of which goes to
+    whichever process is free, then all others, a file at a time.
+    """
+    items.sort(
+        key=lambda item: (*(name not in _needs(item) for name in SET_UP_ONCE), _is_fast(item))
+    )
+    for item in items:
+        group = next((name for name in SET_UP_ONCE if name in _needs(item)), None)
+        if group is None and _is_fast(item):
+            group = str(item.path)
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _needs(item: pytest.Item) -> set[str]:
+    """Return the fixtures of a test, and the folder that it stands in."""
+    return {*getattr(item, "fixturenames", ()), item.path.parent.name}
+
+
+def _is_fast(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is None
+
 
 @pytest.fixture(autouse=True)
 def _own_environment(

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.classifications import classified
 from tests.conftest import POISON
 from tests.transports.memory import MemoryTopic, MemoryTransport
 from worker import pipeline
 from worker.errors import EngineError
 from worker.events.codec import decode_text
-from worker.events.records import DeadLetter, ErrorKind, FilePlace, LabelledEvent, Outcome, Record
+from worker.events.records import (
+    DeadLetter,
+    ErrorKind,
+    Event,
+    FilePlace,
+    LabelledEvent,
+    Outcome,
+    Record,
+)
 from worker.inference.artifact import load_artifact
 from worker.inference.classifier import Classifier
 
@@ -89,3 +101,65 @@ def test_a_model_that_fails_on_everything_makes_no_dead_letters(
     monkeypatch.setattr("worker.inference.classifier._KNOWN_GOOD_TEXT", POISON)
     with pytest.raises(EngineError, match="fails on a known good text"):
         label_texts(Classifier(load_artifact(poisoned_model)), [f"{POISON} again"])
+
+
+# Whether the fault is the model's.
+
+LINE = Record(b"a text", FilePlace("test", 1))
+FAILED: Outcome = DeadLetter(LINE, ErrorKind.ENGINE, "")
+BAD: Outcome = DeadLetter(LINE, ErrorKind.NOT_JSON, "")
+SCORED: Outcome = LabelledEvent(Event(LINE, 1, "a text"), classified({"joy": 1.0}))
+
+
+def first_refused(chunks: Sequence[Sequence[Outcome]]) -> int | None:
+    """Return the number of the first chunk that is not to be published, if there is one."""
+    failures = pipeline._EngineFailures()
+    for number, outcomes in enumerate(chunks):
+        try:
+            failures.judge(outcomes)
+        except EngineError:
+            return number
+    return None
+
+
+def test_a_chunk_of_which_most_fail_is_refused_even_if_its_last_messages_are_well() -> None:
+    assert first_refused([[FAILED] * 1900 + [SCORED] * 148]) == 0
+
+
+def test_a_few_failures_that_stand_together_are_not_the_models_fault() -> None:
+    chunk = [SCORED] * 1988 + [FAILED] * 60
+    assert first_refused([chunk, [SCORED], [FAILED], chunk]) is None
+
+
+def test_small_chunks_add_up() -> None:
+    assert first_refused([[SCORED]] * 100 + [[FAILED]] * 100) == 100 + 50
+    assert first_refused([[FAILED]] * 100) == 15
+
+
+def test_records_that_never_reached_the_engine_do_not_count() -> None:
+    assert first_refused([[BAD] * 100 + [FAILED] * 8 + [SCORED] * 8] * 10) is None
+    assert first_refused([[BAD] * 100 + [FAILED] * 9 + [SCORED] * 7]) == 0
+
+
+chunks = st.lists(
+    st.builds(
+        lambda scored, failed, bad: [SCORED] * scored + [FAILED] * failed + [BAD] * bad,
+        *(st.integers(0, most) for most in (300, 300, 5)),
+    ),
+    max_size=12,
+)
+
+
+@given(chunks)
+def test_no_large_chunk_is_published_of_which_most_failed(chunks: Sequence[list[Outcome]]) -> None:
+    refused = first_refused(chunks)
+    for outcomes in chunks[:refused]:
+        counts = Counter(map(id, outcomes))
+        failed, scored = counts[id(FAILED)], counts[id(SCORED)]
+        assert failed <= scored or failed + scored < 100
+
+
+@given(chunks)
+def test_where_no_chunk_fails_by_half_none_is_refused(chunks: Sequence[list[Outcome]]) -> None:
+    calm = [[*outcomes, *[SCORED] * outcomes.count(FAILED)] for outcomes in chunks]
+    assert first_refused(calm) is None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from worker.inference.classifier import Classifier
     from worker.transports.base import ChunkT, Transport
 
-_LAST_MESSAGES: Final = 100
+_WINDOW_MESSAGES: Final = 100
 _FEWEST_MESSAGES: Final = 16
 
 
@@ -28,19 +28,19 @@ def run(
     completed: Callable[[ChunkT, Sequence[Outcome]], None],
     stopping: Callable[[], bool],
 ) -> bool:
-    """Label chunk after chunk until the transport ends or `stopping` says so between two.
+    """Label chunk after chunk, until the transport ends or `stopping` returns true between two.
 
     Returns whether the transport ended. `completed` is called with each chunk that is done.
 
     Raises:
-        EngineError: the model fails on every text, or on most.
-        WorkerError: whatever else the transport cannot wait out.
+        EngineError: the model fails on a known good text, or on most messages.
+        WorkerError: something happened that the transport cannot wait out.
 
     """
-    failures = _Failures()
+    failures = _EngineFailures()
     for chunk in transport.chunks():
         outcomes = label(classifier, chunk.items)
-        failures.count(outcomes)
+        failures.judge(outcomes)
         try:
             transport.complete(chunk, outcomes)
         except ChunkAbandonedError:
@@ -52,37 +52,51 @@ def run(
     return True
 
 
-class _Failures:
-    """How many of the last messages the engine failed on."""
+class _EngineFailures:
+    """Whether the engine fails on so many messages that the fault is the model's, not theirs.
+
+    A chunk is judged whole. One of fewer than 100 messages is judged together with those before it, as
+    far back as 100 messages reach; there an earlier chunk counts by its average, wherever in it the
+    failures stood. The model is at fault where more than half fail, of 16 messages at least.
+    """
 
     def __init__(self) -> None:
-        self._last: deque[bool] = deque(maxlen=_LAST_MESSAGES)
+        # Messages and failures of earlier chunks, the latest first.
+        self._earlier: deque[tuple[int, int]] = deque(maxlen=_WINDOW_MESSAGES)
 
-    def count(self, outcomes: Sequence[Outcome]) -> None:
-        """Count outcomes, before they are published.
+    def judge(self, outcomes: Sequence[Outcome]) -> None:
+        """Judge a chunk, before any of its outcomes is published.
 
         Raises:
-            EngineError: most messages fail, so the fault is hardly theirs.
+            EngineError: the model fails on most messages.
 
         """
-        for outcome in outcomes:
-            if isinstance(outcome, LabelledEvent):
-                self._last.append(False)
-            elif isinstance(outcome, DeadLetter) and outcome.kind is ErrorKind.ENGINE:
-                self._last.append(True)
-        if len(self._last) >= _FEWEST_MESSAGES and 2 * sum(self._last) > len(self._last):
+        labelled = sum(isinstance(outcome, LabelledEvent) for outcome in outcomes)
+        failed = sum(
+            isinstance(outcome, DeadLetter) and outcome.kind is ErrorKind.ENGINE
+            for outcome in outcomes
+        )
+        if not labelled + failed:
+            return
+        messages, failures = labelled + failed, float(failed)
+        for messages_then, failures_then in self._earlier:
+            counted = min(messages_then, max(0, _WINDOW_MESSAGES - messages))
+            messages += counted
+            failures += failures_then * counted / messages_then
+        if messages >= _FEWEST_MESSAGES and 2 * failures > messages:
             raise EngineError(
-                f"the model fails on {sum(self._last)} of the last {len(self._last)} messages, so "
+                f"the model fails on {failures / messages:.0%} of the last {messages} messages, so "
                 "they are not dead-lettered",
                 "check the model folder and the memory",
             )
+        self._earlier.appendleft((labelled + failed, failed))
 
 
 def label(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
-    """Return the outcome of each item, in order; what is no event passes through.
+    """Return the outcome of each item, in order; dead letters and skipped records pass through.
 
     Raises:
-        EngineError: the model fails on every text.
+        EngineError: the model fails on a known good text.
 
     """
     labelled = iter(_label_events(classifier, [item for item in items if isinstance(item, Event)]))

@@ -24,7 +24,15 @@ from worker.events.codec import (
     row_decoder,
     split_row,
 )
-from worker.events.records import DeadLetter, ErrorKind, Event, FilePlace, LabelledEvent, Record
+from worker.events.records import (
+    DeadLetter,
+    ErrorKind,
+    Event,
+    FilePlace,
+    LabelledEvent,
+    Record,
+    Skipped,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -407,3 +415,23 @@ def test_the_original_bytes_can_always_be_restored(value: bytes) -> None:
 def test_a_file_name_that_is_not_utf8_survives() -> None:
     name = b"caf\xe9.jsonl".decode("utf-8", "surrogateescape")
     assert dead_letter(b"a", FilePlace(name, 1))["source"] == name
+
+
+# Records that ask for no label.
+
+
+@pytest.mark.parametrize("value", ["true", '"true"'])
+def test_an_event_is_skipped_where_its_field_is_true(value: str) -> None:
+    item = json_decoder(Fields(skip="bot"))(record(f'{{"text": "gg", "bot": {value}}}'))
+    assert isinstance(item, Skipped)
+
+
+@pytest.mark.parametrize("value", ["1", "1.0", "false", "null", '""', '"True"', '"1"', "[true]"])
+def test_what_is_not_true_is_labelled(value: str) -> None:
+    assert event_of(f'{{"text": "gg", "bot": {value}}}', json_decoder(Fields(skip="bot"))).text
+
+
+def test_a_row_is_skipped_where_its_cell_is_the_text_true() -> None:
+    decode = row_decoder(["text", "bot"], Fields(skip="bot"), ",")
+    assert isinstance(decode(record("gg,true")), Skipped)
+    assert event_of("gg,1", decode).text == "gg"

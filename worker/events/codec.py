@@ -36,7 +36,8 @@ OUTPUT_FIELDS: Final = ("id", "labels", "scores", "model", "digest", "text")
 class Fields:
     """Which fields of a record to read.
 
-    `keep` are copied to the output as they are; where `skip` is true, no label is asked for.
+    `keep` are copied to the output as they are. Where `skip` is true no label is asked for; in tables,
+    where all is text, and in JSON strings that is written "true".
     """
 
     text: str = "text"
@@ -154,7 +155,8 @@ def split_row(row: bytes, delimiter: str) -> list[str]:
 
 
 def _event(record: Record, content: Mapping[str, Any], fields: Fields) -> Item:
-    if fields.skip and content.get(fields.skip) in (True, "true"):
+    # In Python 1 == True, but in JSON 1 is not true.
+    if fields.skip and (content.get(fields.skip) is True or content.get(fields.skip) == "true"):
         return Skipped(record)
     text = content.get(fields.text)
     if not isinstance(text, str):
