@@ -38,10 +38,9 @@ def never_rewind() -> None:
     rewind = KafkaTransport._rewind
 
     def flawed(self: KafkaTransport) -> bool:
-        if not self.state.abandoned:
+        if not self.report.abandoned:
             return rewind(self)
-        self._settled = self._publisher.prepare(1)
-        return self._settled
+        return self._publisher.prepare(1)
 
     KafkaTransport._rewind = flawed  # type: ignore[method-assign]
 

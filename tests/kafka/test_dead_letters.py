@@ -24,7 +24,7 @@ from worker.cli.entry import main
 from worker.events.codec import LabelEncoder, decode_text
 from worker.events.records import DeadLetter, ErrorKind, Skipped
 from worker.settings.schema import KafkaSettings
-from worker.transports.kafka.positions import Mark
+from worker.transports.kafka.marks import Mark
 from worker.transports.kafka.records import ProducerRecordEncoder, record_of
 from worker.transports.kafka.transport import KafkaTransport, TransportLimits
 from worker.transports.kafka.undecodable import UndecodableError

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from kafka import TopicPartition
 from kafka.errors import KafkaTimeoutError, NoError
 from kafka.structs import OffsetAndMetadata
@@ -20,7 +16,7 @@ from tests.kafka.proxy import Api, Call, Fault, Hold, Moment, Proxy
 from tests.kafka.stage import Stage, place_of
 from worker.settings.schema import KafkaSettings
 from worker.transports.kafka.clients import new_consumer
-from worker.transports.kafka.positions import Mark, read_committed
+from worker.transports.kafka.positions import read_committed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -438,59 +434,3 @@ def test_an_answer_that_was_late_is_not_taken_for_a_later_one(
     late.release()
     wait_until(lambda: unanswered.is_done, "the late answer")
     assert read(stage, reader) == [5, 5]
-
-
-# The text beside a position.
-
-MARKS = st.builds(
-    Mark,
-    partitions=st.integers(0),
-    starts=st.integers(0),
-    until=st.integers(0),
-    alone=st.booleans(),
-    by=st.text(),
-)
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-)
-
-
-@given(mark=MARKS, offset=st.integers(0))
-def test_a_mark_is_read_as_it_was_written(mark: Mark, offset: int) -> None:
-    position = mark.at(offset)
-    assert position.offset == offset
-    assert Mark.read(position.metadata) == mark
-
-
-def test_a_mark_with_nothing_to_tell_is_short() -> None:
-    assert Mark().at(7).metadata == "{}"
-    assert Mark(partitions=3).at(7).metadata == '{"partitions":3}'
-
-
-@given(
-    text=st.none()
-    | st.text()
-    | JSON.map(json.dumps)
-    | st.dictionaries(st.sampled_from([*asdict(Mark())]), JSON).map(json.dumps)
-)
-def test_what_another_tool_has_written_stops_no_worker(text: str | None) -> None:
-    begun = Mark.read(text).begun(5, "me", alone=False)
-    assert Mark.read(begun.at(3).metadata) == begun
-    assert begun.passed(5).partitions == begun.partitions
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "by hand", "[1]", "7", '{"starts": 9, "x": 1}', '{"starts": "9"}', "[" * 4000],
-)
-def test_what_another_tool_has_written_says_nothing(text: str) -> None:
-    assert Mark.read(text) == Mark()
-
-
-@given(mark=MARKS, alone=st.booleans())
-def test_work_that_ended_without_a_death_counts_for_nothing(mark: Mark, alone: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    taken_back = mark.begun(5, "another", alone=alone).taken_back()
-    assert taken_back.starts == mark.starts
-    assert taken_back.begun(5, "another", alone=alone).starts == mark.starts + 1
-    assert not taken_back.alone

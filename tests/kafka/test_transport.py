@@ -29,9 +29,9 @@ from worker.events.codec import Fields, LabelEncoder, json_decoder
 from worker.settings.schema import KafkaSettings
 from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.clients import new_consumer, resume
-from worker.transports.kafka.publishers import Deadline
+from worker.transports.kafka.deadline import Deadline
 from worker.transports.kafka.records import ProducerRecord, ProducerRecordEncoder
-from worker.transports.kafka.transport import KafkaTransport, TransportLimits
+from worker.transports.kafka.transport import KafkaTransport, State, TransportLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +65,12 @@ class DrainingTransport(KafkaTransport):
             MisdirectedEncoder.missing = None
             if chunk.items:
                 yield chunk
-            elif not chunk.items and self._settled and self.state.joined and self._is_drained():
+            elif (
+                not chunk.items
+                and self._state is State.READY
+                and self.report.joined
+                and self._is_drained()
+            ):
                 return
             else:
                 self.complete(chunk, [])
@@ -238,7 +243,7 @@ def test_a_last_commit_that_is_lost_is_made_again_and_repeats_nothing(
         left -= len(chunk.items)
         if left == 0:
             # The one before must not be hit.
-            consumer._publisher.settle(Deadline(PATIENCE))
+            consumer._publisher.finish_commit(Deadline(PATIENCE))
             proxy.arm(Fault(api=Api.OFFSET_COMMIT, moment=moment, action=Cut()))
         consumer.complete(chunk, outcomes_of(chunk))
     # Had it been left at that, what is not committed would have come again.
@@ -278,7 +283,7 @@ def test_what_comes_while_a_chunk_is_in_hand_is_in_the_next_one(
             produce(harness, 1)
         consumer.complete(chunk, outcomes_of(chunk))
         # As if this chunk had taken no time.
-        consumer._chunk_records = 100
+        consumer._chunk_size.records = 100
     harness.close()
     assert sizes == [1, 1, 5]
 

@@ -10,7 +10,8 @@ from kafka.serializer import Serializer
 
 from worker.errors import WorkerError
 from worker.transports.kafka.clients import new_producer, sentence
-from worker.transports.kafka.publishers import Deadline, await_result, discard, flushed
+from worker.transports.kafka.deadline import Deadline
+from worker.transports.kafka.publishers import await_result, discard, flushed
 from worker.transports.kafka.records import REDRIVE, ROUNDS
 
 if TYPE_CHECKING:
@@ -75,8 +76,7 @@ class Sender:
     def __exit__(self, *_: object) -> None:
         """Give up a transaction that is open, or readers would wait until it times out."""
         if self._in_transaction:
-            deadline = Deadline()
-            deadline.bring_forward(_ABORT_SECONDS)
+            deadline = Deadline(_ABORT_SECONDS)
             with suppress(kafka_errors.KafkaError):
                 await_result(self._producer, self._manager.begin_abort(), deadline)
         discard(self._producer)
@@ -88,8 +88,7 @@ class Sender:
             WorkerError: nothing was sent, or it is not known: the brokers can tell a new sender.
 
         """
-        deadline = Deadline()
-        deadline.bring_forward(self._seconds)
+        deadline = Deadline(self._seconds)
         try:
             self._producer.begin_transaction()
             self._in_transaction = True

@@ -20,7 +20,7 @@ from worker.transports.kafka.clients import (
     new_consumer,
     new_producer,
 )
-from worker.transports.kafka.positions import Mark
+from worker.transports.kafka.marks import Mark
 from worker.transports.kafka.publishers import discard
 from worker.transports.kafka.records import KIND, NULLS, OFFSET, PARTITION, REASON, TOPIC
 from worker.transports.kafka.undecodable import end_of_undecodable, readable

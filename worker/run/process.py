@@ -54,7 +54,7 @@ def stream(settings: Settings, link: Link | None = None) -> int:
     watchdog = Watchdog(settings.run.stuck_seconds, lambda: transport.in_hand)
 
     def status() -> Status:
-        state = transport.state
+        state = transport.report
         return Status(
             process=process,
             live=watchdog.age < live_seconds,
@@ -74,7 +74,7 @@ def stream(settings: Settings, link: Link | None = None) -> int:
 
     def stopping() -> bool:
         watchdog.beat()
-        metrics.update(classifier.counts, transport.state)
+        metrics.update(classifier.counts, transport.report)
         return stop.received is not None
 
     with ExitStack() as stack:

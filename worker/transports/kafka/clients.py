@@ -19,6 +19,7 @@ from kafka.net.compat import KafkaNetClient
 from kafka.structs import MemberState
 
 from worker.errors import ConfigurationError, WorkerError
+from worker.transports.kafka.deadline import milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,9 +105,9 @@ def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa
                 "allow_auto_create_topics": False,
                 "partition_assignment_strategy": [assignor],
                 "max_poll_records": settings.chunk_records,
-                "max_poll_interval_ms": _ms(settings.max_poll_interval_seconds),
-                "session_timeout_ms": _ms(settings.session_timeout_seconds),
-                "heartbeat_interval_ms": _ms(min(3, settings.session_timeout_seconds / 4)),
+                "max_poll_interval_ms": milliseconds(settings.max_poll_interval_seconds),
+                "session_timeout_ms": milliseconds(settings.session_timeout_seconds),
+                "heartbeat_interval_ms": milliseconds(min(3, settings.session_timeout_seconds / 4)),
                 "metrics_enabled": False,
             }
             | more
@@ -181,7 +182,7 @@ def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa
                 "linger_ms": 100,
                 "batch_size": 128 * 1024,
                 "max_request_size": settings.max_message_bytes,
-                "max_block_ms": _ms(settings.request_timeout_seconds),
+                "max_block_ms": milliseconds(settings.request_timeout_seconds),
                 "retry_backoff_ms": 20,
                 "metrics_enabled": False,
             }
@@ -253,8 +254,8 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
     options: dict[str, Any] = {
         "bootstrap_servers": list(settings.brokers),
         "client_id": settings.client_id,
-        "request_timeout_ms": _ms(settings.request_timeout_seconds),
-        "bootstrap_timeout_ms": _ms(settings.request_timeout_seconds),
+        "request_timeout_ms": milliseconds(settings.request_timeout_seconds),
+        "bootstrap_timeout_ms": milliseconds(settings.request_timeout_seconds),
         # How soon partitions are seen that were added.
         "metadata_max_age_ms": 30_000,
         "security_protocol": ("SASL_" if secure else "") + ("SSL" if tls.enabled else "PLAINTEXT"),
@@ -301,7 +302,3 @@ def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None
         return file.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError):
         raise ConfigurationError(f"{name}: {file} cannot be read") from None
-
-
-def _ms(seconds: float) -> int:
-    return int(seconds * 1000)

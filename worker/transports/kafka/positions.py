@@ -1,93 +1,31 @@
-"""Where a group begins, and what it remembers with each committed offset.
-
-Kafka keeps a short text with every committed offset. Ours, a `Mark`, tells two things that must
-outlive every process: how many partitions the topic had when the group began (so that a partition
-added later is told from one whose commit has expired), and how often work began at this very
-offset without getting past it (so that a message that kills its process is found).
-"""
+"""Where a group begins, and where it goes on when its position is no good."""
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from kafka import TopicPartition
 from kafka import errors as kafka_errors
-from kafka.structs import OffsetAndMetadata
 
 from worker.errors import WorkerError
 from worker.logs.logger import log
 from worker.transports.kafka.clients import new_consumer
+from worker.transports.kafka.marks import Mark
 from worker.transports.kafka.records import GROUP, own_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from kafka import KafkaConsumer
+    from kafka.structs import OffsetAndMetadata
 
     from worker.settings.schema import KafkaSettings
 
     Commit: TypeAlias = Callable[[Mapping[TopicPartition, OffsetAndMetadata]], None]
 
-# Begun so often without an end, records go one by one.
-DEATHS_BEFORE_CARE: Final = 3
 # Of each partition of the output topic, where a group that has labelled is known by its labels.
 _LAST_LABELS: Final = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """What is kept beside a committed offset.
-
-    `partitions` is the topic's number when the group began; `starts` counts how often a chunk that
-    ended before `until` was begun here and not finished; `alone` tells that the last of them held
-    the one record at this offset; `by` is the process that began it.
-    """
-
-    partitions: int = 0
-    starts: int = 0
-    until: int = 0
-    alone: bool = False
-    by: str = ""
-
-    @classmethod
-    def read(cls, text: str | None) -> Mark:
-        """Read a mark; what another tool has written says nothing."""
-        nothing = cls()
-        try:
-            mark = cls(**json.loads(text or "{}"))
-        except (ValueError, TypeError, RecursionError):
-            return nothing
-        types, ours = (list(map(type, asdict(each).values())) for each in (mark, nothing))
-        return mark if types == ours else nothing
-
-    def at(self, offset: int) -> OffsetAndMetadata:
-        """Return an offset to commit, with this mark."""
-        default = asdict(Mark())
-        content = {name: value for name, value in asdict(self).items() if value != default[name]}
-        return OffsetAndMetadata(offset, json.dumps(content, separators=(",", ":")), -1)
-
-    @property
-    def careful(self) -> bool:
-        """Return whether records must go one by one from here."""
-        return self.starts >= DEATHS_BEFORE_CARE
-
-    def begun(self, until: int, by: str, *, alone: bool) -> Mark:
-        """Return the mark of a process that begins here."""
-        starts = self.starts + (self.by != by)
-        return replace(self, starts=starts, until=max(self.until, until), alone=alone, by=by)
-
-    def taken_back(self) -> Mark:
-        """Return the mark of a process that has begun here, and has not died of it."""
-        return replace(self, starts=max(0, self.starts - 1), alone=False, by="")
-
-    def passed(self, offset: int) -> Mark:
-        """Return the mark for a position further on."""
-        if self.careful and offset < self.until:
-            return replace(self, starts=DEATHS_BEFORE_CARE, alone=False)
-        return Mark(self.partitions)
 
 
 def read_committed(

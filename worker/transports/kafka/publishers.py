@@ -21,6 +21,7 @@ from worker.logs.logger import log
 from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.batches import failures, send
 from worker.transports.kafka.clients import new_producer, sentence
+from worker.transports.kafka.deadline import Deadline, milliseconds
 from worker.transports.kafka.publication import RefusedError
 
 if TYPE_CHECKING:
@@ -51,43 +52,14 @@ _FENCED_TOO_OFTEN: Final = 3
 _FENCED_WITHIN_SECONDS: Final = 60.0
 _LONGEST_BACKOFF: Final = 10.0
 _SHARE_OF_TIMEOUT: Final = 0.8
-_SLICE_SECONDS: Final = 0.25
 _COMMIT_SECONDS: Final = 5.0
-
-
-class Deadline:
-    """A point of the monotonic clock, which another thread may bring forward."""
-
-    def __init__(self, seconds: float = math.inf) -> None:
-        """Set it to some seconds from now."""
-        self.ends = time.monotonic() + seconds
-
-    @property
-    def remaining(self) -> float:
-        """Return the seconds until then, none after."""
-        return max(0.0, self.ends - time.monotonic())
-
-    def check(self, problem: str) -> None:
-        """Raise a ChunkAbandonedError, which tells a problem, when the time is over."""
-        if not self.remaining:
-            raise ChunkAbandonedError(problem)
-
-    def bring_forward(self, seconds: float) -> None:
-        """Bring it forward, to some seconds from now at most."""
-        self.ends = min(self.ends, time.monotonic() + seconds)
-
-    def wait(self, wait: Callable[[float], bool]) -> bool:
-        """Call `wait` with short times until it returns true, or the time is over."""
-        while not (done := wait(min(_SLICE_SECONDS, self.remaining))) and self.remaining:
-            pass
-        return done
 
 
 class Publisher(Protocol):
     """Publishes chunks with one of the two guarantees."""
 
     def prepare(self, timeout: float) -> bool:
-        """Get ready for a chunk, and settle what an earlier one left undecided; False: not yet.
+        """Get ready for a chunk, and see decided what an earlier one left undecided; False: not yet.
 
         Raises:
             KafkaError: the brokers do not answer, or refuse.
@@ -103,14 +75,14 @@ class Publisher(Protocol):
     ) -> None:
         """Publish messages, see each acknowledged, and commit positions, within a deadline.
 
-        The commit may still be under way on return: `settle` it before the next call.
+        The commit may still be under way on return: see it through with `finish_commit` before the next call.
 
         Raises:
             ChunkAbandonedError: not everything was done, or it is not known to be.
 
         """
 
-    def settle(self, deadline: Deadline) -> None:
+    def finish_commit(self, deadline: Deadline) -> None:
         """See committed what was published last, within a deadline.
 
         Raises:
@@ -188,7 +160,7 @@ class AtLeastOnce:
             raise ChunkAbandonedError(sentence(error)) from None
         self._positions, self._committing = positions, publication.messages.keys()
 
-    def settle(self, deadline: Deadline) -> None:
+    def finish_commit(self, deadline: Deadline) -> None:
         """See the contract."""
         if self._commit is None:
             return
@@ -213,7 +185,7 @@ class AtLeastOnce:
         return error
 
     def _commit_again(self, deadline: Deadline) -> None:
-        timeout = _ms(min(_COMMIT_SECONDS, deadline.remaining))
+        timeout = max(1, milliseconds(min(_COMMIT_SECONDS, deadline.remaining)))
         try:
             self._consumer().commit(dict(self._positions), timeout_ms=timeout)
         except kafka_errors.KafkaError as error:
@@ -303,7 +275,7 @@ class ExactlyOnce:
     ) -> None:
         """See the contract."""
         # The broker aborts what takes longer.
-        deadline.bring_forward(self._settings.transaction_timeout_seconds * _SHARE_OF_TIMEOUT)
+        deadline.shorten(self._settings.transaction_timeout_seconds * _SHARE_OF_TIMEOUT)
         while True:
             try:
                 self._transact(publication, positions, group, deadline)
@@ -319,7 +291,7 @@ class ExactlyOnce:
                 self._discard()
                 raise
 
-    def settle(self, deadline: Deadline) -> None:
+    def finish_commit(self, deadline: Deadline) -> None:
         """See the contract: a transaction that is done has committed."""
 
     def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
@@ -411,7 +383,7 @@ def await_result(producer: KafkaProducer, result: Any, deadline: Deadline) -> No
 
     """
     producer._sender.wakeup()  # noqa: SLF001 - as above
-    if not deadline.wait(lambda seconds: result.wait(timeout_ms=_ms(seconds))):
+    if not deadline.wait(lambda seconds: result.wait(timeout_ms=max(1, milliseconds(seconds)))):
         raise kafka_errors.KafkaTimeoutError
 
 
@@ -454,7 +426,3 @@ def _raise_failures(sent: Sequence[SentBatch], too_large: Sequence[Coordinates])
         raise RefusedError(suspects=refused)
     for error in failed.values():
         raise error
-
-
-def _ms(seconds: float) -> int:
-    return max(1, int(seconds * 1000))

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from worker.events.records import DeadLetter, LabelledEvent, Record, TopicPlace
+from worker.events.records import DeadLetter, ErrorKind, LabelledEvent, Record, TopicPlace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,6 +95,11 @@ class ProducerRecordEncoder:
         key = source.key if self.pass_key else None
         value = self.labels.encode(outcome)
         return ProducerRecord(self.output_topic, value, key, headers, source.timestamp)
+
+    def refused(self, source: ConsumerRecord) -> ProducerRecord:
+        """Return the dead letter of an event whose label the brokers do not take."""
+        reason = "the brokers do not take the label of this record"
+        return self._dead_letter(source, DeadLetter(record_of(source), ErrorKind.REFUSED, reason))
 
     def _dead_letter(self, source: ConsumerRecord, letter: DeadLetter) -> ProducerRecord:
         headers = [(name, value or b"") for name, value in source.headers]

@@ -9,12 +9,10 @@ silently skip what was in hand.
 
 from __future__ import annotations
 
-import math
 import time
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from kafka import TopicPartition
@@ -22,8 +20,6 @@ from kafka import errors as kafka_errors
 
 from worker.errors import WorkerError
 from worker.events.records import DeadLetter, ErrorKind, Skipped
-from worker.logs.logger import log
-from worker.logs.stacks import log_stacks
 from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.clients import (
     fetch_ahead,
@@ -32,17 +28,20 @@ from worker.transports.kafka.clients import (
     resume,
     sentence,
 )
+from worker.transports.kafka.deadline import Deadline, milliseconds
+from worker.transports.kafka.marks import BegunWork
+from worker.transports.kafka.pacing import ChunkSize, Retries
 from worker.transports.kafka.positions import (
-    Mark,
     establish_starts,
     lost_offsets,
     read_committed,
     seek_into_range,
 )
 from worker.transports.kafka.publication import Publication
-from worker.transports.kafka.publishers import AtLeastOnce, Deadline, ExactlyOnce
+from worker.transports.kafka.publishers import AtLeastOnce, ExactlyOnce
 from worker.transports.kafka.records import record_of
-from worker.transports.kafka.undecodable import UNREADABLE, UndecodableError, readable
+from worker.transports.kafka.stalls import StallDetector
+from worker.transports.kafka.undecodable import UNREADABLE, refuse_undecodable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -54,22 +53,39 @@ if TYPE_CHECKING:
     from worker.events.codec import Decoder
     from worker.events.records import Item, Outcome
     from worker.settings.schema import KafkaSettings
+    from worker.transports.kafka.marks import Records
     from worker.transports.kafka.publishers import Publisher
-    from worker.transports.kafka.records import ProducerRecord, ProducerRecordEncoder
+    from worker.transports.kafka.records import ProducerRecordEncoder
 
 _POLL_SECONDS: Final = 0.2
-_PROBE_SECONDS: Final = 2.0
+_LOOK_SECONDS: Final = 2.0
 _CALL_SECONDS: Final = 5.0
 _TAKE_BACK_SECONDS: Final = 0.5
-_LONGEST_BACKOFF: Final = 5.0
-_FIRST_CHUNK_RECORDS: Final = 64
-_SECONDS_BETWEEN_COMPLAINTS: Final = 10.0
 # The consumer is none the worse for these.
 _LATER: Final = (
     kafka_errors.RetriableError,
     kafka_errors.CommitFailedError,
     kafka_errors.RebalanceInProgressError,
 )
+
+
+class State(Enum):
+    """Where a transport stands with its consumer."""
+
+    AWAY = "there is no consumer: it was not made yet, or was thrown away"
+    REWINDING = (
+        "positions in memory may be ahead of the committed ones: all is paused until they are set"
+    )
+    READY = "positions in memory are the committed ones, or those of a commit under way"
+    IN_HAND = "records were handed out and are not committed: nothing polls"
+
+
+_MOVES: Final = {
+    State.AWAY: {State.REWINDING},
+    State.REWINDING: {State.AWAY, State.READY, State.IN_HAND},
+    State.READY: {State.AWAY, State.REWINDING},
+    State.IN_HAND: {State.READY, State.REWINDING},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +104,11 @@ class KafkaChunk:
     sources: Sequence[ConsumerRecord] = ()
     positions: Mapping[TopicPartition, OffsetAndMetadata] = field(default_factory=dict)
     group: ConsumerGroupMetadata | None = None
-    taken: float = 0.0
+    polled: float = 0.0
 
 
 @dataclass(slots=True)
-class TransportState:
+class TransportReport:
     """What there is to see from outside; written by one thread, read by any."""
 
     joined: bool = False
@@ -120,55 +136,51 @@ class KafkaTransport:
         limits: TransportLimits,
     ) -> None:
         """Do nothing yet: the first chunk connects."""
-        self.state = TransportState()
-        # Whether records were handed out, and are not committed.
-        self.in_hand = False
+        self.report = TransportReport()
+        self._state = State.AWAY
         self._settings = settings
         self._decode = decode
         self._encoder = encoder
-        self._limits = limits
-        self._instance = uuid.uuid4().hex[:12]
+        self._max_bytes = limits.max_bytes
         self._consumer: KafkaConsumer | None = None
         self._publisher: Publisher = (
             ExactlyOnce(settings)
             if settings.guarantee == "exactly-once"
             else AtLeastOnce(settings, lambda: self._live)
         )
-        # Whether the consumer's positions are the committed ones: not while a chunk is in hand.
-        self._settled = False
         self._generation: int | None = None
-        # Of the partitions in which this process has begun work since the last rebalance.
-        self._marks: dict[TopicPartition, Mark] = {}
-        self._committed: dict[TopicPartition, int] = {}
+        self._begun = BegunWork()
         self._deadline = Deadline()
-        self._stop_by = math.inf
-        self._chunk_records = min(_FIRST_CHUNK_RECORDS, settings.chunk_records)
-        # When the last chunk that was completed was taken.
-        self._last_taken = 0.0
-        self._complained = 0.0
-        self._backoff = _POLL_SECONDS
-        self._not_before = 0.0
-        self._probed = 0.0
-        # Positions of partitions with records, and for how long they have been there.
-        self._waiting: tuple[dict[TopicPartition, int], float] = ({}, 0.0)
+        self._chunk_size = ChunkSize(settings.chunk_records, settings.chunk_seconds)
+        self._retries = Retries(self.report)
+        self._stalls = StallDetector(limits.stuck_seconds)
+        # When the last chunk that was completed was polled, and when partitions were last looked after.
+        self._last_polled = 0.0
+        self._looked_after = 0.0
+
+    @property
+    def in_hand(self) -> bool:
+        """Return whether records were handed out and are not committed, also after `close`."""
+        return self._state is State.IN_HAND
 
     def chunks(self) -> Iterator[KafkaChunk]:
         """Hand out chunks without end, empty ones while there is nothing or the brokers are away.
 
         Raises:
             ConfigurationError: certificates or secrets cannot be used.
-            UndecodableError: a batch cannot be read by the client.
+            UndecodableError: a record batch cannot be read by the client.
             WorkerError: the group's offsets are gone or beyond the end, or the client is stuck.
 
         """
         while True:
-            chunk = self._next()
-            self.in_hand = bool(chunk.items)
-            yield chunk
             if self.in_hand:
-                self.state.abandoned += 1
-                # If it was too much for its time, it would be again.
-                self._chunk_records = max(1, self._chunk_records // 2)
+                self._move(State.REWINDING)
+                self.report.abandoned += 1
+                self._chunk_size.abandoned()
+            chunk = self._next()
+            if chunk.items:
+                self._move(State.IN_HAND)
+            yield chunk
 
     def complete(self, chunk: KafkaChunk, outcomes: Sequence[Outcome]) -> None:
         """Publish outcomes and commit positions, by the chosen guarantee.
@@ -185,42 +197,39 @@ class KafkaTransport:
                 for source, outcome in zip(chunk.sources, outcomes, strict=True)
                 if not isinstance(outcome, Skipped)
             ],
-            self._dead_letter_of_refused,
+            self._encoder.refused,
         )
         started = time.monotonic()
-        self._deadline.ends = min(self._stop_by, chunk.taken + self._settings.deadline_seconds)
+        self._deadline.begin(chunk.polled + self._settings.deadline_seconds)
         try:
             self._deadline.check("the chunk took too long to label")
             if self._settings.guarantee == "at-least-once":
                 # They are here when this chunk is published. A transaction's end is waited for.
                 with suppress(kafka_errors.KafkaError):  # which the next poll meets again
                     fetch_ahead(self._live)
-            self._publisher.settle(self._deadline)
-            settled = time.monotonic()
+            self._publisher.finish_commit(self._deadline)
+            published = time.monotonic()
             self._publisher.publish(publication, chunk.positions, chunk.group, self._deadline)
         except ChunkAbandonedError as error:
-            self._settled = False
-            self._complain(str(error))
+            if not self.in_hand:
+                self._move(State.REWINDING)
+            self._retries.report(str(error))
             if not publication.acknowledged:
                 self._take_back(chunk.group, chunk.positions)
             raise
         completed = time.monotonic()
-        self._last_taken = chunk.taken
-        self._settled = True
-        self.in_hand = False
-        self.state.problem = None
-        self.state.publish_seconds += publication.acknowledged - settled
-        self.state.commit_seconds += settled - started + completed - publication.acknowledged
-        self.state.refused += publication.refused
-        for partition, commit in chunk.positions.items():
-            self._committed[partition] = commit.offset
-            self._marks[partition] = Mark.read(commit.metadata)
-        self._adapt(len(chunk.items), completed - chunk.taken)
+        self._move(State.READY)
+        self._last_polled = chunk.polled
+        self._begun.completed(chunk.positions)
+        self._chunk_size.completed(len(chunk.items), completed - chunk.polled)
+        self.report.problem = None
+        self.report.publish_seconds += publication.acknowledged - published
+        self.report.commit_seconds += published - started + completed - publication.acknowledged
+        self.report.refused += publication.refused
 
     def stop_by(self, ends: float) -> None:
         """Abandon the chunk in hand at a point of the monotonic clock; callable at any time."""
-        self._stop_by = ends
-        self._deadline.ends = min(self._deadline.ends, ends)
+        self._deadline.stop_by(ends)
 
     def close(self, timeout: float) -> None:
         """Leave the group and let the brokers go, within some seconds.
@@ -229,7 +238,7 @@ class KafkaTransport:
         """
         self._publisher.close()
         self._drop_consumer(timeout)
-        self.state.joined = False
+        self.report.joined = False
 
     @property
     def _live(self) -> KafkaConsumer:
@@ -237,17 +246,24 @@ class KafkaTransport:
             raise kafka_errors.KafkaConnectionError
         return self._consumer
 
+    def _move(self, state: State) -> None:
+        """Go from one state to another; the only place that does."""
+        if state is not self._state and state not in _MOVES[self._state]:
+            raise AssertionError(f"a transport cannot go from {self._state} to {state}")
+        self._state = state
+
     def _next(self) -> KafkaChunk:
         """Return the next chunk; whatever the brokers refuse or fail to do is waited out."""
-        if time.monotonic() < self._not_before:
+        if self._retries.pausing:
             time.sleep(_POLL_SECONDS)
             return KafkaChunk()
         try:
-            if self._consumer is None:
-                self._consumer = new_consumer(self._settings)
-                self._consumer.subscribe(list(self._settings.input_topics))
-            if not self._settled and not self._rewind():
-                return KafkaChunk()
+            if self._state is State.AWAY:
+                self._connect()
+            if self._state is State.REWINDING:
+                if not self._rewind():
+                    return KafkaChunk()
+                self._move(State.READY)
             return self._poll()
         except (
             kafka_errors.NoOffsetForPartitionError,
@@ -256,136 +272,125 @@ class KafkaTransport:
         ) as error:
             return self._find_position(error)
         except (*_LATER, ChunkAbandonedError) as error:
-            self._complain(_meaning(error))
-            self._hold_back()
+            self._wait_out(error)
             return KafkaChunk()
         except WorkerError:
             raise
-        except Exception as error:  # noqa: BLE001 - a batch can break the client in any way
+        except Exception as error:  # noqa: BLE001 - a record batch can break the client in any way
             # After such an error the client would never return from its next poll.
             if not isinstance(error, kafka_errors.KafkaError) or isinstance(error, UNREADABLE):
                 self._look_for_undecodable()
-            self._complain(sentence(error))
-            self._drop_consumer(_CALL_SECONDS)
-            self._hold_back()
+            self._retries.report(sentence(error))
+            self._disconnect()
+            self._retries.pause()
             return KafkaChunk()
 
-    def _hold_back(self) -> None:
-        self._not_before = time.monotonic() + self._backoff
-        self._backoff = min(2 * self._backoff, _LONGEST_BACKOFF)
+    def _wait_out(self, error: Exception) -> None:
+        abandoned = isinstance(error, ChunkAbandonedError)
+        self._retries.report(str(error) if abandoned else sentence(error))
+        self._retries.pause()
+
+    def _connect(self) -> None:
+        self._consumer = new_consumer(self._settings)
+        self._move(State.REWINDING)
+        self._consumer.subscribe(list(self._settings.input_topics))
+
+    def _disconnect(self) -> None:
+        self._drop_consumer(_CALL_SECONDS)
+        self._move(State.AWAY)
 
     def _rewind(self) -> bool:
-        """Set every partition to what is committed; False while the brokers do not answer."""
+        """Set every partition to what is committed; return False while that is not to be had."""
         consumer = self._live
         consumer.pause(*consumer.assignment())
         # Membership needs polls; records of a partition that is new here come again.
-        consumer.poll(timeout_ms=_ms(_POLL_SECONDS))
+        consumer.poll(timeout_ms=milliseconds(_POLL_SECONDS))
         self._see_group(consumer.group_metadata())
-        if not self.state.joined:
+        if not self.report.joined:
             return False
         if not self._publisher.prepare(_CALL_SECONDS):
-            self._complain("the brokers have not decided on records that were sent")
+            self._retries.report("the brokers have not decided on records that were sent")
             return False
         committed = read_committed(consumer, consumer.assignment(), _CALL_SECONDS)
         if None in committed.values():
-            self._drop_consumer(_CALL_SECONDS)
+            self._disconnect()
             return False
         offsets = {p: commit.offset for p, commit in committed.items() if commit is not None}
         for partition, offset in offsets.items():
             consumer.seek(partition, offset)
         self._publisher.rewound(offsets)
-        self._waiting = ({}, 0.0)
+        self._stalls.reset()
+        self._begun.forget()
         resume(consumer)
-        self._settled = True
-        self._marks = {}
-        self._committed = {}
         return True
 
     def _poll(self) -> KafkaChunk:
         consumer = self._live
         if self._settings.guarantee == "exactly-once":
-            since = time.monotonic() - self._last_taken
+            since = time.monotonic() - self._last_polled
             time.sleep(max(0.0, self._settings.commit_interval_seconds - since))
         started = time.monotonic()
-        careful = any(mark.careful for mark in self._marks.values())
-        size = 1 if careful else self._chunk_records
-        records = consumer.poll(timeout_ms=_ms(_POLL_SECONDS), max_records=size)
+        size = 1 if self._begun.careful else self._chunk_size.records
+        records = consumer.poll(timeout_ms=milliseconds(_POLL_SECONDS), max_records=size)
         # What the commit of these records will be judged by; read later, it would be another's.
         group = consumer.group_metadata()
-        taken = time.monotonic()
-        self.state.poll_seconds += taken - started
+        polled = time.monotonic()
+        self.report.poll_seconds += polled - started
         changed = self._see_group(group)
         if records or changed:
-            self._settled = False
+            # Positions in memory are ahead of the committed ones, until a chunk is completed.
+            self._move(State.REWINDING)
         if changed:
             # A partition that was kept, or came back, may stand where it was long ago.
             return KafkaChunk()
         if not records:
-            return self._idle(group, taken)
-        self._backoff = _POLL_SECONDS
-        return self._chunk(records, group, taken)
+            return self._look_after_partitions(group, polled)
+        self._retries.succeeded()
+        return self._chunk(records, group, polled)
 
     def _see_group(self, group: ConsumerGroupMetadata) -> bool:
-        """Take note of the group after a poll; returns whether it is another than before."""
-        self.state.joined = is_member(self._live, group)
-        generation = group.generation_id if self.state.joined else None
+        """Take note of the group after a poll; return whether it is another than before."""
+        self.report.joined = is_member(self._live, group)
+        generation = group.generation_id if self.report.joined else None
         changed = generation != self._generation
         if changed and generation is not None:
-            self.state.rebalances += 1
-            self.state.lag = {}
+            self.report.rebalances += 1
+            self.report.lag = {}
         self._generation = generation
         return changed
 
-    def _chunk(
-        self,
-        records: Mapping[TopicPartition, Sequence[ConsumerRecord]],
-        group: ConsumerGroupMetadata,
-        taken: float,
-    ) -> KafkaChunk:
+    def _chunk(self, records: Records, group: ConsumerGroupMetadata, polled: float) -> KafkaChunk:
         records, deadly = self._begin(records, group)
         sources = [source for part in records.values() for source in part]
         positions = {}
         for partition in records:
-            position = self._live.position(partition, timeout_ms=_ms(_CALL_SECONDS))
-            positions[partition] = self._marks[partition].passed(position).at(position)
+            position = self._position(partition)
+            positions[partition] = self._begun.passed(partition, position)
             highwater = self._live.highwater(partition) or position
-            self.state.lag = {**self.state.lag, partition: highwater - position}
+            self.report.lag = {**self.report.lag, partition: highwater - position}
         started = time.monotonic()
         items: list[Item] = [self._item(source) for source in sources]
-        self.state.decode_seconds += time.monotonic() - started
+        self.report.decode_seconds += time.monotonic() - started
         if deadly:
             reason = "processes died when this record was labelled"
             items = [DeadLetter(record_of(sources[0]), ErrorKind.DEADLY, reason)]
-        return KafkaChunk(items, sources, positions, group, taken)
+        return KafkaChunk(items, sources, positions, group, polled)
 
-    def _begin(
-        self,
-        records: Mapping[TopicPartition, Sequence[ConsumerRecord]],
-        group: ConsumerGroupMetadata,
-    ) -> tuple[Mapping[TopicPartition, Sequence[ConsumerRecord]], bool]:
+    def _begin(self, records: Records, group: ConsumerGroupMetadata) -> tuple[Records, bool]:
         """Note with the brokers that work begins here, so that deaths can be counted.
 
-        Returns the records to go on with, one alone where processes have died, and whether it was
-        alone when the last of them died.
+        Returns the records to go on with, and whether the one that goes on alone is deadly.
         """
-        fresh = records.keys() - self._marks.keys()
-        for partition, commit in read_committed(self._live, fresh, _CALL_SECONDS).items():
-            self._committed[partition] = commit.offset if commit else records[partition][0].offset
-            self._marks[partition] = Mark.read(commit.metadata if commit else None)
-        careful = next((p for p in records if self._marks[p].careful), None)
-        deadly = False
-        if careful is not None:
-            records = self._first_alone(records, careful)
-            mark = self._marks[careful]
-            deadly = mark.alone and mark.by != self._instance
-        begun = {}
-        for partition in records.keys() & (fresh | {careful}):
-            until = records[partition][-1].offset + 1
-            mark = self._marks[partition].begun(until, self._instance, alone=partition == careful)
-            self._marks[partition] = mark
-            begun[partition] = mark.at(self._committed[partition])
-        if begun:
-            self._commit(group, begun)
+        unknown = self._begun.unknown(records)
+        committed = read_committed(self._live, unknown, _CALL_SECONDS) if unknown else {}
+        alone, deadly, marks = self._begun.begin(records, committed)
+        if alone is not None:
+            for partition, part in records.items():
+                self._live.seek(partition, part[0].offset + (partition == alone))
+            records = {alone: records[alone][:1]}
+        if marks:
+            self._deadline.begin(time.monotonic() + _CALL_SECONDS)
+            self._commit(group, marks, self._deadline)
         return records, deadly
 
     def _take_back(
@@ -395,79 +400,47 @@ class KafkaTransport:
 
         Only while no commit of the chunk is under way, which this one would take back as well.
         """
-        begun = {
-            partition: self._marks[partition].taken_back().at(self._committed[partition])
-            for partition in partitions
-            if self._marks[partition].starts
-        }
-        if begun:
+        if marks := self._begun.taken_back(partitions):
             with suppress(ChunkAbandonedError):
                 # Also where the time to stop is over: closing has some of its own.
-                self._commit(group, begun, time.monotonic() + _TAKE_BACK_SECONDS)
-
-    def _first_alone(
-        self, records: Mapping[TopicPartition, Sequence[ConsumerRecord]], careful: TopicPartition
-    ) -> Mapping[TopicPartition, Sequence[ConsumerRecord]]:
-        """Go on with one record, and put the others back."""
-        for partition, part in records.items():
-            self._live.seek(partition, part[0].offset + (partition == careful))
-        return {careful: records[careful][:1]}
+                self._commit(group, marks, Deadline(_TAKE_BACK_SECONDS))
 
     def _item(self, source: ConsumerRecord) -> Item:
         record = record_of(source)
         if source.value is None:
             return Skipped(record)
-        if len(source.value) > self._limits.max_bytes:
-            reason = f"the record is longer than {self._limits.max_bytes} bytes"
+        if len(source.value) > self._max_bytes:
+            reason = f"the record is longer than {self._max_bytes} bytes"
             return DeadLetter(record, ErrorKind.TOO_LARGE, reason)
         return self._decode(record)
 
-    def _idle(self, group: ConsumerGroupMetadata, now: float) -> KafkaChunk:
+    def _look_after_partitions(self, group: ConsumerGroupMetadata, now: float) -> KafkaChunk:
         """Look after the partitions while nothing comes; markers of transactions move positions."""
-        if now - self._probed < _PROBE_SECONDS:
+        if now - self._looked_after < _LOOK_SECONDS:
             return KafkaChunk()
         # A process that was asleep, or waited for brokers, has not looked.
-        passed = min(now - self._probed, 2 * _PROBE_SECONDS)
-        self._probed = now
+        passed = min(now - self._looked_after, 2 * _LOOK_SECONDS)
+        self._looked_after = now
         try:
-            self._publisher.settle(Deadline(_CALL_SECONDS))
+            self._publisher.finish_commit(Deadline(_CALL_SECONDS))
         except ChunkAbandonedError:
-            self._settled = False
+            self._move(State.REWINDING)
             raise
-        consumer = self._live
-        assigned = consumer.assignment()
-        positions = {p: consumer.position(p, timeout_ms=_ms(_CALL_SECONDS)) for p in assigned}
+        assigned = self._live.assignment()
+        positions = {partition: self._position(partition) for partition in assigned}
         first = TopicPartition(self._settings.input_topics[0], 0)
-        ends = consumer.end_offsets(assigned or {first}, timeout_ms=_ms(_CALL_SECONDS))
-        self.state.lag = {p: max(0, ends[p] - position) for p, position in positions.items()}
-        self.state.problem = None
-        self._backoff = _POLL_SECONDS
-        self._see_that_it_moves(positions, passed)
-        moved = {
-            p: self._marks[p].passed(position).at(position)
-            for p, position in positions.items()
-            if p in self._marks and position > self._committed[p]
-        }
-        return KafkaChunk(positions=moved, group=group, taken=now) if moved else KafkaChunk()
+        timeout_ms = milliseconds(_CALL_SECONDS)
+        ends = self._live.end_offsets(assigned or {first}, timeout_ms=timeout_ms)
+        self.report.lag = {p: max(0, ends[p] - position) for p, position in positions.items()}
+        self.report.problem = None
+        self._retries.succeeded()
+        self._stalls.look(positions, self.report.lag, passed)
+        moved = self._begun.moved(positions)
+        return KafkaChunk(positions=moved, group=group, polled=now) if moved else KafkaChunk()
 
-    def _see_that_it_moves(self, positions: dict[TopicPartition, int], passed: float) -> None:
-        """Count the time in which records are there, the brokers answer, and none comes.
-
-        Raises:
-            WorkerError: that was too long.
-
-        """
-        before, seconds = self._waiting
-        waiting = {p: position for p, position in positions.items() if self.state.lag[p]}
-        stuck = {p for p, position in waiting.items() if before.get(p) == position}
-        self._waiting = (waiting, seconds + passed if stuck else 0.0)
-        if stuck and seconds + passed > self._limits.stuck_seconds:
-            log_stacks()
-            raise WorkerError(
-                f"stuck: {len(stuck)} partitions have records, and none has come for "
-                f"{self._limits.stuck_seconds:g} seconds",
-                "start the worker again",
-            )
+    def _position(self, partition: TopicPartition) -> int:
+        timeout_ms = milliseconds(_CALL_SECONDS)
+        return int(self._live.position(partition, timeout_ms=timeout_ms))
 
     def _find_position(self, error: kafka_errors.KafkaError) -> KafkaChunk:
         """Give partitions a position that have none, or one out of range.
@@ -479,27 +452,30 @@ class KafkaTransport:
         group = self._live.group_metadata()
         if not is_member(self._live, group):
             return KafkaChunk()
-        commit = partial(self._commit, group)
+
+        def commit(offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+            self._deadline.begin(time.monotonic() + _CALL_SECONDS)
+            self._commit(group, offsets, self._deadline)
+
         try:
             if isinstance(error, kafka_errors.LogTruncationError):
                 raise lost_offsets("the brokers have lost records that this group has read")
             if isinstance(error, kafka_errors.OffsetOutOfRangeError):
                 lost = seek_into_range(self._live, error.args[0], commit, _CALL_SECONDS)
-                self.state.lost_to_retention += lost
+                self.report.lost_to_retention += lost
             elif not establish_starts(self._live, self._settings, commit, _CALL_SECONDS):
                 time.sleep(_POLL_SECONDS)
         except (kafka_errors.KafkaError, ChunkAbandonedError) as trouble:
-            self._complain(_meaning(trouble))
-            self._hold_back()
+            self._wait_out(trouble)
         return KafkaChunk()
 
     def _commit(
         self,
         group: ConsumerGroupMetadata,
         offsets: Mapping[TopicPartition, OffsetAndMetadata],
-        ends: float | None = None,
+        deadline: Deadline,
     ) -> None:
-        """Commit offsets alone, as those of a chunk are, by some point of the monotonic clock.
+        """Commit offsets alone, in the same way as those of a chunk.
 
         A plain commit that is late would be taken after a transaction that went further.
 
@@ -507,17 +483,15 @@ class KafkaTransport:
             ChunkAbandonedError: it was not done, or is not known to be.
 
         """
-        self._deadline.ends = ends or min(self._stop_by, time.monotonic() + _CALL_SECONDS)
-        self._publisher.settle(self._deadline)
-        nothing = Publication([], self._dead_letter_of_refused)
-        self._publisher.publish(nothing, offsets, group, self._deadline)
-        self._publisher.settle(self._deadline)
+        self._publisher.finish_commit(deadline)
+        self._publisher.publish(Publication([], self._encoder.refused), offsets, group, deadline)
+        self._publisher.finish_commit(deadline)
 
     def _look_for_undecodable(self) -> None:
-        """Read each partition by itself from where it stands.
+        """Find out whether the client failed at a record batch that it cannot decode.
 
         Raises:
-            UndecodableError: a partition cannot be read from there.
+            UndecodableError: it did.
 
         """
         if self._consumer is None:
@@ -528,46 +502,15 @@ class KafkaTransport:
                 positions[partition] = self._consumer.position(partition, timeout_ms=1000)
         self._drop_consumer(_CALL_SECONDS)
         with suppress(kafka_errors.KafkaError):
-            for partition, position in positions.items():
-                if position is not None and not readable(self._settings, partition, position):
-                    raise UndecodableError(partition.topic, partition.partition, position)
-
-    def _dead_letter_of_refused(self, source: ConsumerRecord) -> ProducerRecord:
-        reason = "the brokers do not take the label of this record"
-        letter = DeadLetter(record_of(source), ErrorKind.REFUSED, reason)
-        return self._encoder.encode(source, letter)
-
-    def _adapt(self, records: int, seconds: float) -> None:
-        """Size chunks by what this process labels in the time that a label may wait."""
-        if records:
-            wanted = int(records / max(seconds, 1e-6) * self._settings.chunk_seconds)
-            self._chunk_records = min(max(1, wanted), self._settings.chunk_records)
-
-    def _complain(self, problem: str) -> None:
-        """Note that something has failed and will be tried again."""
-        self.state.retries += 1
-        now = time.monotonic()
-        if problem != self.state.problem or now - self._complained > _SECONDS_BETWEEN_COMPLAINTS:
-            self._complained = now
-            log.warning("waiting", problem=problem)
-        self.state.problem = problem
+            refuse_undecodable(self._settings, positions)
 
     def _drop_consumer(self, timeout: float) -> None:
         consumer, self._consumer = self._consumer, None
         self._generation = None
-        self._marks = {}
-        self._committed = {}
+        self._begun.forget()
         if consumer is not None:
             with suppress(Exception):  # whatever state it is in
-                consumer.close(autocommit=False, timeout_ms=_ms(timeout))
+                consumer.close(autocommit=False, timeout_ms=milliseconds(timeout))
             # Where leaving the group fails, that ends before the connections do.
             with suppress(Exception):
-                consumer._client.close()  # noqa: SLF001 - as above
-
-
-def _meaning(error: Exception) -> str:
-    return str(error) if isinstance(error, ChunkAbandonedError) else sentence(error)
-
-
-def _ms(seconds: float) -> int:
-    return int(seconds * 1000)
+                consumer._client.close()  # noqa: SLF001 - nothing public ends the connections

@@ -16,7 +16,7 @@ from worker.errors import WorkerError
 from worker.transports.kafka.clients import new_consumer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from worker.settings.schema import KafkaSettings
 
@@ -35,6 +35,21 @@ class UndecodableError(WorkerError):
             "look at it with other tools; to go past it, stop all workers of the group and run: "
             f"worker dead-letters skip {topic} {partition} {offset}",
         )
+
+
+def refuse_undecodable(
+    settings: KafkaSettings, positions: Mapping[TopicPartition, int | None]
+) -> None:
+    """Read each partition by itself from where it stands; a position that is not known is passed over.
+
+    Raises:
+        UndecodableError: a partition cannot be read from there.
+        KafkaError: the brokers do not answer, or refuse.
+
+    """
+    for partition, position in positions.items():
+        if position is not None and not readable(settings, partition, position):
+            raise UndecodableError(partition.topic, partition.partition, position)
 
 
 def readable(settings: KafkaSettings, partition: TopicPartition, offset: int) -> bool:

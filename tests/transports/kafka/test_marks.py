@@ -1,0 +1,158 @@
+"""What is kept beside a position, and what it tells of work that was begun there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kafka import TopicPartition
+
+from worker.transports.kafka.marks import DEATHS_BEFORE_CARE, Beginning, BegunWork, Mark
+
+MARKS = st.builds(
+    Mark,
+    partitions=st.integers(0),
+    starts=st.integers(0),
+    until=st.integers(0),
+    alone=st.booleans(),
+    by=st.text(),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(mark=MARKS, offset=st.integers(0))
+def test_a_mark_is_read_as_it_was_written(mark: Mark, offset: int) -> None:
+    position = mark.at(offset)
+    assert position.offset == offset
+    assert Mark.read(position.metadata) == mark
+
+
+def test_a_mark_with_nothing_to_tell_is_short() -> None:
+    assert Mark().at(7).metadata == "{}"
+    assert Mark(partitions=3).at(7).metadata == '{"partitions":3}'
+
+
+@given(
+    text=st.none()
+    | st.text()
+    | JSON.map(json.dumps)
+    | st.dictionaries(st.sampled_from([*asdict(Mark())]), JSON).map(json.dumps)
+)
+def test_what_another_tool_has_written_stops_no_worker(text: str | None) -> None:
+    begun = Mark.read(text).begun(5, "me", alone=False)
+    assert Mark.read(begun.at(3).metadata) == begun
+    assert begun.passed(5).partitions == begun.partitions
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "by hand", "[1]", "7", '{"starts": 9, "x": 1}', '{"starts": "9"}', "[" * 4000],
+)
+def test_what_another_tool_has_written_says_nothing(text: str) -> None:
+    assert Mark.read(text) == Mark()
+
+
+@given(mark=MARKS, alone=st.booleans())
+def test_work_that_ended_without_a_death_counts_for_nothing(mark: Mark, alone: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    taken_back = mark.begun(5, "another", alone=alone).taken_back()
+    assert taken_back.starts == mark.starts
+    assert taken_back.begun(5, "another", alone=alone).starts == mark.starts + 1
+    assert not taken_back.alone
+
+
+# Work that is begun.
+
+ONE, TWO = (TopicPartition("chat", number) for number in (0, 1))
+
+
+class Source(NamedTuple):
+    """What counts of a record here."""
+
+    offset: int
+
+
+def polled(*offsets: int) -> list[Source]:
+    return [Source(offset) for offset in offsets]
+
+
+def begin_after(deaths: int, *, alone: bool = False) -> tuple[BegunWork, Beginning]:
+    """Begin on two partitions, in the first of which processes have died at offset 5."""
+    mark = Mark()
+    for number in range(deaths):
+        mark = mark.begun(9, f"process {number}", alone=alone)
+    work = BegunWork()
+    committed = {ONE: mark.at(5), TWO: None}
+    return work, work.begin({ONE: polled(5, 6, 8), TWO: polled(3)}, committed)
+
+
+def test_the_first_work_on_a_partition_is_marked_at_its_committed_offset() -> None:
+    work, beginning = begin_after(0)
+    assert beginning.alone is None
+    assert not beginning.deadly
+    marks = {partition: Mark.read(each.metadata) for partition, each in beginning.marks.items()}
+    assert {partition: each.offset for partition, each in beginning.marks.items()} == {
+        ONE: 5,
+        TWO: 3,
+    }
+    assert {partition: mark.starts for partition, mark in marks.items()} == {ONE: 1, TWO: 1}
+    assert {partition: mark.until for partition, mark in marks.items()} == {ONE: 9, TWO: 4}
+    assert not work.careful
+
+
+def test_more_work_on_a_partition_needs_no_other_mark() -> None:
+    work, _ = begin_after(0)
+    assert work.unknown([ONE, TWO]) == set()
+    assert work.begin({ONE: polled(9)}, {}) == Beginning(None, deadly=False, marks={})
+
+
+def test_where_processes_died_the_first_record_goes_on_alone() -> None:
+    work, beginning = begin_after(DEATHS_BEFORE_CARE)
+    assert beginning.alone == ONE
+    assert not beginning.deadly
+    assert Mark.read(beginning.marks[ONE].metadata).alone
+    assert beginning.marks.keys() == {ONE}
+    assert work.careful
+
+
+def test_a_record_that_was_alone_when_its_process_died_is_deadly() -> None:
+    _, beginning = begin_after(DEATHS_BEFORE_CARE + 1, alone=True)
+    assert beginning.deadly
+
+
+def test_care_ends_where_the_work_of_the_dead_would_have_ended() -> None:
+    work, _ = begin_after(DEATHS_BEFORE_CARE)
+    for position in range(6, 9):
+        work.completed({ONE: work.passed(ONE, position)})
+        assert work.careful
+    work.completed({ONE: work.passed(ONE, 9)})
+    assert not work.careful
+
+
+def test_work_that_ended_badly_is_taken_back_and_counts_for_no_death() -> None:
+    work, _ = begin_after(1)
+    (taken_back,) = work.taken_back([ONE]).values()
+    assert taken_back.offset == 5
+    assert Mark.read(taken_back.metadata).starts == 1
+    work.completed({ONE: work.passed(ONE, 9)})
+    assert work.taken_back([ONE]) == {}
+
+
+def test_partitions_that_moved_without_work_are_committed_where_they_stand() -> None:
+    work, _ = begin_after(0)
+    work.completed({p: work.passed(p, position) for p, position in ((ONE, 9), (TWO, 4))})
+    moved = work.moved({ONE: 9, TWO: 6, TopicPartition("chat", 2): 7})
+    assert {partition: each.offset for partition, each in moved.items()} == {TWO: 6}
+
+
+def test_after_a_rebalance_nothing_is_known() -> None:
+    work, _ = begin_after(DEATHS_BEFORE_CARE)
+    work.forget()
+    assert work.unknown([ONE, TWO]) == {ONE, TWO}
+    assert not work.careful

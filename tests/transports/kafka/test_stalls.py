@@ -1,0 +1,41 @@
+"""A client that gives no records although there are some ends the process, and no other does."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kafka import TopicPartition
+
+from worker.errors import WorkerError
+from worker.transports.kafka.stalls import StallDetector
+
+ONE, TWO = (TopicPartition("chat", number) for number in (0, 1))
+
+
+def test_a_partition_that_has_records_and_does_not_move_is_stuck_after_a_time() -> None:
+    detector = StallDetector(10)
+    for _ in range(6):
+        detector.look({ONE: 5, TWO: 7}, {ONE: 3, TWO: 0}, 2)
+    with pytest.raises(WorkerError, match="stuck: 1 partitions have records, and none has come"):
+        detector.look({ONE: 5, TWO: 7}, {ONE: 3, TWO: 0}, 2)
+
+
+def test_after_a_rewind_the_time_counts_anew() -> None:
+    detector = StallDetector(10)
+    for _ in range(20):
+        detector.look({ONE: 5}, {ONE: 3}, 4)
+        detector.look({ONE: 5}, {ONE: 3}, 4)
+        detector.reset()
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), min_size=1, max_size=50))
+def test_a_partition_that_moves_or_has_no_lag_is_never_stuck(
+    steps: list[tuple[int, int]],
+) -> None:
+    detector = StallDetector(0)
+    position = 0
+    for step, lag in steps:
+        # Standing still is fine where there is nothing to read.
+        position += step or lag
+        detector.look({ONE: position}, {ONE: lag}, 100)
