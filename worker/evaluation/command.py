@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from worker.errors import ConfigurationError, ExampleFileError
 from worker.evaluation.examples import Example, ExampleFormat, read_examples
-from worker.evaluation.quality import Quality, measure
+from worker.evaluation.quality import measure
 from worker.inference.artifact import MANIFEST_FILE
 from worker.inference.classifier import Classifier
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from worker.inference.artifact import Quality
 
 
 def evaluate(model: Path, path: Path, form: ExampleFormat) -> Quality:
@@ -45,7 +47,7 @@ def check_labels(path: Path, examples: Sequence[Example], labels: Sequence[str])
     unknown = {label for example in examples for label in example.labels} - set(labels)
     if unknown:
         raise ExampleFileError(
-            f"{path} has labels that the model has not: {', '.join(sorted(unknown))}",
+            f"{path} has labels that the model does not have: {', '.join(sorted(unknown))}",
             f"the model's are {', '.join(labels)}",
         )
 
