@@ -78,7 +78,7 @@ def test_a_cpu_without_vnni_is_recognized_and_gives_the_same_bits(
 ) -> None:
     batch = [*random_batch(3, 7), *random_batch(1, 4)]
     program = (
-        "import numpy as np, worker.artifact as a, worker.engine as e;"
+        "import numpy as np, worker.inference.artifact as a, worker.inference.engine as e;"
         "engine = e.Engine(a.load_artifact(a.BUILT_IN_MODEL));"
         "assert engine.exact_products;"
         f"np.save('logits.npy', engine.run({batch}))"

@@ -138,7 +138,7 @@ class Manifest(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A verified model folder, with the thresholds in effect, one for each label in order."""
+    """A verified model folder, with the thresholds in effect, in the order of the labels."""
 
     folder: Path
     manifest: Manifest
