@@ -1,7 +1,7 @@
-"""What the models share that are read from files: manifests, checkpoints, receipts, settings.
+"""The base of pydantic models: manifests, checkpoints, receipts and settings.
 
-Other people and other versions of the worker write those files, so that a field with an unknown
-name is an error and never a typing mistake that has no effect.
+People and other versions of the worker write what these are read from. So a field with an unknown
+name is an error: taken silently, a setting with a typing mistake would have no effect.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# Neither NaN nor an infinity is one.
+# A number from 0 to 1; neither NaN nor an infinity is one.
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
     """A model that refuses unknown fields, cannot be changed, and keeps its input out of errors.
 
-    pydantic's errors quote the value that was wrong, which may be a secret or a text.
+    By default, pydantic's errors quote the value that is wrong, which may be a secret or a text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)

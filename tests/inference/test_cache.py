@@ -243,7 +243,7 @@ def damage_is_a_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [damage_garbage, damage_cut, damage_other_tables, damage_is_a_file]
 )
-def test_a_damaged_cache_is_told_of_once_and_changes_no_label(
+def test_a_damaged_cache_is_logged_once_and_changes_no_label(
     tmp_path: Path, classifier: Classifier, caplog: pytest.LogCaptureFixture, damage: Any
 ) -> None:
     texts = [f"message {number}" for number in range(300)]
@@ -260,7 +260,7 @@ def test_a_damaged_cache_is_told_of_once_and_changes_no_label(
     assert caplog.text.count("disk cache in trouble") == 1
 
 
-def test_a_read_only_cache_is_told_of_once_and_still_read(
+def test_a_read_only_cache_is_logged_once_and_still_read(
     tmp_path: Path, classifier: Classifier
 ) -> None:
     expected = classifier.classify(["gg", "wp"])

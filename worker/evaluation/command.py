@@ -1,4 +1,4 @@
-"""Measuring a model on labelled texts: an artifact, as it runs, or a checkpoint in fp32."""
+"""Measures a model on labelled texts: a model folder as it runs, or a checkpoint in fp32."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 
 def evaluate(model: Path, path: Path, form: ExampleFormat) -> Quality:
-    """Measure a model folder on a file of labelled texts.
+    """Measure a model folder, or a checkpoint's, on a file of labelled texts.
 
     Raises:
+        ArtifactError: the folder is neither a model nor a checkpoint, or is damaged.
         ConfigurationError: the folder is a checkpoint, and the extra `build` is not installed.
-        ExampleFileError: the file cannot be used, or has labels that the model has not.
+        ExampleFileError: the file cannot be used, or has labels that the model does not have.
 
     """
     examples = read_examples(path, form)
@@ -38,10 +39,10 @@ def evaluate(model: Path, path: Path, form: ExampleFormat) -> Quality:
 
 
 def check_labels(path: Path, examples: Sequence[Example], labels: Sequence[str]) -> None:
-    """Check that a model knows all labels of a file.
+    """Check that a model has all labels of a file.
 
     Raises:
-        ExampleFileError: it does not.
+        ExampleFileError: it lacks some; the error names them.
 
     """
     unknown = {label for example in examples for label in example.labels} - set(labels)

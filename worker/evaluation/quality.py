@@ -18,8 +18,9 @@ def measure(
 ) -> Quality:
     """Compare the labels given with the true ones, text by text; there is one text at least.
 
-    F1 is 2 TP / (2 TP + FP + FN), 0 where that is 0 / 0; macro is the mean over `names`, micro
-    counts all decisions together (van Rijsbergen, Information Retrieval, 1979, chapter 7).
+    F1 is 2 TP / (2 TP + FP + FN), and 0 where that is 0 / 0. Macro F1 is the mean over `names`;
+    micro F1 counts the decisions on all labels together (van Rijsbergen, Information Retrieval,
+    1979, chapter 7).
     """
     labels = {}
     sums = [0, 0, 0]

@@ -1,4 +1,4 @@
-"""Texts to labels: the public Python API.
+"""From texts to labels: the public Python API.
 
 A call of `Classifier.classify` scores each text once, however often the call has it: what the
 caches do not know becomes tokens, the tokens become batches, and the engine scores those.
@@ -138,7 +138,7 @@ class Classifier:
     counts: Counts = field(default_factory=Counts, init=False)
 
     def __post_init__(self) -> None:
-        """Load engine and tokenizer."""
+        """Load the engine and the tokenizer."""
         self.engine = Engine(self.artifact)
         self._tokenizer = TextTokenizer(self.artifact)
         self._memory = MemoryCache(self.memory_entries)
@@ -201,8 +201,8 @@ class Classifier:
     def classify(self, texts: Sequence[str]) -> list[Classification]:
         """Label texts.
 
-        What is said of a text depends on that text and the model alone: not on the other texts,
-        their order or the caches.
+        The classification of a text depends on that text and the model alone, not on the other
+        texts, their order or the caches.
 
         Args:
             texts: any number of strings of any length and content; a single string is refused.

@@ -1,4 +1,4 @@
-"""Texts to token ids, cut at the model's limit, and token ids to batches."""
+"""From texts to token ids, cut at the model's limit, and from token ids to batches."""
 
 from __future__ import annotations
 
