@@ -353,9 +353,9 @@ def _parser() -> argparse.ArgumentParser:
 
 class _Version(argparse.Action):
     def __call__(self, *_: object) -> None:
-        from importlib.metadata import version
+        from worker import __version__
 
-        print(f"worker {version('chat-label-worker')}")
+        print(f"worker {__version__}")
         sys.exit(0)
 
 
