@@ -1,4 +1,4 @@
-"""`python -m worker`."""
+"""Run the command line as `python -m worker`."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from worker.evaluation.quality import Quality
+    from worker.inference.artifact import Quality
 
 LABELS = ("calm", "cross", "glad")
 SPECIAL = {

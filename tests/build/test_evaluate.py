@@ -15,7 +15,7 @@ from worker.cli.entry import main
 from worker.errors import ArtifactError, ConfigurationError, ExampleFileError
 from worker.evaluation.command import evaluate
 from worker.evaluation.examples import ExampleFormat
-from worker.evaluation.quality import measure
+from worker.evaluation.quality import measure, quality_table
 from worker.inference.classifier import Classifier
 from worker.inference.decisions import Task
 
@@ -80,7 +80,7 @@ def test_labels_that_the_model_has_not_are_told(models: Models, tmp_path: Path, 
     with pytest.raises(ExampleFileError) as error:
         evaluate(getattr(models, kind), texts, FORM)
     assert str(error.value) == (
-        f"{texts} has labels that the model has not: bored, sleepy; "
+        f"{texts} has labels that the model does not have: bored, sleepy; "
         "the model's are calm, cross, glad"
     )
 
@@ -109,13 +109,13 @@ def test_the_command_prints_json(
     model = getattr(models, kind)
     assert main(["evaluate", str(model), str(models.texts), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == evaluate(model, models.texts, FORM).as_dict()
+    assert printed == evaluate(model, models.texts, FORM).model_dump()
     assert 0.8 < printed["macro_f1"] <= 1
 
 
 def test_the_command_prints_a_table(models: Models, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(models.artifact), str(models.texts)]) == 0
-    table = evaluate(models.artifact, models.texts, FORM).table()
+    table = quality_table(evaluate(models.artifact, models.texts, FORM))
     assert capsys.readouterr().out == f"{table}\n"
 
 

@@ -173,7 +173,7 @@ def test_the_result_is_all_that_is_left_and_holds_no_pickles(
 def test_the_result_records_how_it_was_made(trained: dict[Task, Trained]) -> None:
     options, quality = trained[Task.SEVERAL]
     training = json.loads((options.output / "training.json").read_bytes())
-    assert training["dev"] == quality.as_dict()
+    assert training["dev"] == quality.model_dump()
     assert training["options"]["seed"] == options.seed
     assert training["options"]["train"] == options.train.name
 
@@ -302,7 +302,7 @@ def test_one_label_leaves_nothing_to_learn(options: FinetuneOptions, tmp_path: P
 
 def test_dev_has_no_labels_that_train_has_not(options: FinetuneOptions, tmp_path: Path) -> None:
     dev = write_jsonl(tmp_path / "dev.jsonl", [("we rest", ["calm", "sleepy"])])
-    with pytest.raises(ExampleFileError, match="labels that the model has not: sleepy"):
+    with pytest.raises(ExampleFileError, match="labels that the model does not have: sleepy"):
         finetune(replace(options, dev=dev))
 
 

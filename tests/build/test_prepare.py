@@ -124,7 +124,7 @@ def test_the_manifest_says_how_good_the_model_is(
         options.evaluate_on.name,
         file_sha256(options.evaluate_on),
     )
-    assert quality.fp32.model_dump() == trained[task].quality.as_dict()
+    assert quality.fp32 == trained[task].quality
     assert quality.int8.macro_f1 >= quality.fp32.macro_f1 - 0.05
     assert quality.decision_agreement >= 0.9
     assert quality.label_set_agreement >= 0.9
@@ -318,7 +318,7 @@ def test_labels_that_the_checkpoint_has_not_are_refused(
 ) -> None:
     texts = write_jsonl(tmp_path / "texts.jsonl", [("we rest", ["sleepy"])])
     checkpoint = ready[Task.SEVERAL].options.checkpoint
-    with pytest.raises(ExampleFileError, match="labels that the model has not: sleepy"):
+    with pytest.raises(ExampleFileError, match="labels that the model does not have: sleepy"):
         prepare(PrepareOptions(checkpoint, tmp_path / "model", evaluate_on=texts))
     assert list(tmp_path.iterdir()) == [texts]
 

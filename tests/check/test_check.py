@@ -211,7 +211,7 @@ def test_a_damaged_model_fails(run_check: Check, model_copy: Path) -> None:
 def test_a_threshold_for_no_label_fails(run_check: Check) -> None:
     _, lines = run_check(THRESHOLDS__NOSUCH="0.5")
     (line,) = about(lines, "model")
-    assert line.startswith("fail thresholds are set for labels that the model emotion has not")
+    assert line.startswith("fail thresholds are set for labels that the model emotion does not")
 
 
 def test_settings_that_do_not_fit_each_other_are_wrong_usage(run_check: Check) -> None:

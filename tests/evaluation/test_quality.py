@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.evaluation.quality import LabelQuality, measure
-from worker.inference.artifact import QualityFigures
+from worker.evaluation.quality import comparison_table, measure, quality_table
+from worker.inference.artifact import LabelQuality, MeasuredQuality, Quality
 
 if TYPE_CHECKING:
     from random import Random
-
-    from worker.evaluation.quality import Quality
 
 NAMES = ("calm", "cross", "glad")
 LABEL_SETS = st.sets(st.sampled_from(NAMES))
@@ -74,8 +71,9 @@ def test_texts_without_a_counterpart_are_an_error() -> None:
 
 
 @given(PAIRS)
-def test_all_figures_are_shares(pairs: Pairs) -> None:
-    QualityFigures.model_validate(quality_of(pairs).as_dict())
+def test_the_manifest_that_holds_the_quality_can_be_read_again(pairs: Pairs) -> None:
+    quality = quality_of(pairs)
+    assert Quality.model_validate_json(quality.model_dump_json()) == quality
 
 
 @given(PAIRS)
@@ -114,18 +112,36 @@ def test_where_each_text_has_one_label_micro_f1_is_accuracy(pairs: list[tuple[st
     assert quality.micro_f1 == quality.accuracy
 
 
-@given(PAIRS)
-def test_figures_survive_json(pairs: Pairs) -> None:
-    figures = quality_of(pairs).as_dict()
-    assert json.loads(json.dumps(figures)) == figures
-
-
 def test_the_table_has_a_line_a_label_and_a_summary() -> None:
-    assert quality_of(COUNTED).table().splitlines() == [
+    assert quality_table(quality_of(COUNTED)).splitlines() == [
         "label  precision  recall      F1  support",
         "calm       1.000   1.000   1.000        2",
         "cross      0.000   0.000   0.000        0",
         "glad       1.000   0.500   0.667        2",
         "",
         "5 texts: accuracy 0.4000, macro F1 0.5556, micro F1 0.6667",
+    ]
+
+
+def test_the_model_card_compares_both_precisions_figure_by_figure() -> None:
+    right = [(true, true) for true, _ in COUNTED]
+    measured = MeasuredQuality(
+        file="dev.tsv",
+        sha256="0" * 64,
+        fp32=quality_of(right),
+        int8=quality_of(COUNTED),
+        decision_agreement=0.8,
+        label_set_agreement=0.4,
+    )
+    assert comparison_table(measured).splitlines() == [
+        "| | fp32 | int8 |",
+        "|---|---|---|",
+        "| macro F1 | 0.6667 | 0.5556 |",
+        "| micro F1 | 1.0000 | 0.6667 |",
+        "| accuracy | 1.0000 | 0.4000 |",
+        "| single decisions that agree | | 80.00% |",
+        "| label sets that agree | | 40.00% |",
+        "| F1 calm | 1.0000 | 1.0000 |",
+        "| F1 cross | 0.0000 | 0.0000 |",
+        "| F1 glad | 1.0000 | 0.6667 |",
     ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from worker.errors import ArtifactError, ConfigurationError
@@ -95,7 +97,7 @@ def test_thresholds_can_be_overridden_label_by_label(artifact: Artifact) -> None
 
 
 def test_a_threshold_for_a_label_that_is_none_names_the_labels() -> None:
-    with pytest.raises(ConfigurationError, match="has not: boredom; its labels are anger, "):
+    with pytest.raises(ConfigurationError, match="does not have: boredom; its labels are anger, "):
         load_artifact(BUILT_IN_MODEL, {"boredom": 0.5})
 
 
@@ -121,3 +123,17 @@ def test_both_digests_cover_model_and_tokenizer(
 def test_the_digest_covers_the_token_limit(artifact: Artifact) -> None:
     manifest = artifact.manifest.model_copy(update={"max_tokens": 17})
     assert Artifact(BUILT_IN_MODEL, manifest, artifact.thresholds).digest != artifact.digest
+
+
+@pytest.mark.parametrize(
+    "threshold", [5.0, -0.1, math.nan, math.inf, -math.inf, "0.5", True, None, [0.5]]
+)
+def test_a_threshold_that_no_score_can_be_compared_with_is_refused(threshold: Any) -> None:
+    with pytest.raises(ConfigurationError, match="the threshold of joy is not a number from 0 to"):
+        load_artifact(BUILT_IN_MODEL, {"joy": threshold})
+
+
+@pytest.mark.parametrize("threshold", [1, np.float64(1), np.float32(1)])
+def test_a_threshold_is_any_kind_of_number_and_equal_ones_have_one_digest(threshold: Any) -> None:
+    changed = load_artifact(BUILT_IN_MODEL, {"joy": threshold})
+    assert changed.digest == load_artifact(BUILT_IN_MODEL, {"joy": 1.0}).digest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -148,6 +148,32 @@ def test_no_texts_give_no_results(classifier: Classifier) -> None:
 def test_what_is_no_string_is_refused(classifier: Classifier, text: object) -> None:
     with pytest.raises(TypeError, match="texts must be strings, not"):
         classifier.classify(["fine", text])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("texts", ["gg wp", "", b"gg wp"])
+def test_a_single_text_is_refused_with_what_to_write_instead(
+    classifier: Classifier, texts: Any
+) -> None:
+    with pytest.raises(TypeError, match=r"not one (str|bytes): write classify\(\[text\]\)"):
+        classifier.classify(texts)
+    assert classifier.counts.texts == 0
+
+
+def test_a_with_statement_closes_the_disk_cache(tmp_path: Path) -> None:
+    with Classifier.load(cache_directory=tmp_path) as first:
+        expected = first.classify(["gg wp"])
+    assert first.disk
+    assert not first.disk._thread.is_alive()
+    with Classifier.load(cache_directory=tmp_path) as second:
+        assert second.classify(["gg wp"]) == expected
+    assert second.counts.disk_hits == 1
+
+
+def test_a_with_statement_closes_the_disk_cache_after_an_error_too(tmp_path: Path) -> None:
+    with pytest.raises(TypeError), Classifier.load(cache_directory=tmp_path) as classifier:
+        classifier.classify([7])  # type: ignore[list-item]
+    assert classifier.disk
+    assert not classifier.disk._thread.is_alive()
 
 
 def test_results_cannot_be_changed(classifier: Classifier) -> None:

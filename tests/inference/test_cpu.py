@@ -1,4 +1,4 @@
-"""What is read from the CPU: its flags, and what they decide."""
+"""The flags of the CPU are read as Linux reports them, and decide its kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ARM = "processor\t: 0\nBogoMIPS\t: 100.00\nFeatures\t: fp asimd{}\nCPU part\t: 0
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
-    """Return what makes the CPU one of an architecture and a /proc/cpuinfo, maybe none."""
+    """Return a function that makes the CPU look like another, with a /proc/cpuinfo or without."""
 
     def become(architecture: str, cpuinfo: str | None) -> None:
         path = tmp_path / "cpuinfo"

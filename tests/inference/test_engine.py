@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 STATM = Path("/proc/self/statm")
 TOKENS = st.integers(min_value=1000, max_value=30_000)
 
-
 TEXTS = st.lists(TOKENS, min_size=1, max_size=20)
-# Of any lengths, and of one.
+# Texts of any lengths, and texts of one length.
 BATCHES = st.lists(TEXTS, min_size=1, max_size=40) | st.integers(1, 20).flatmap(
     lambda tokens: st.lists(st.lists(TOKENS, min_size=tokens, max_size=tokens), min_size=1)
 )
@@ -78,7 +77,7 @@ def test_a_cpu_without_vnni_is_recognized_and_gives_the_same_bits(
 ) -> None:
     batch = [*random_batch(3, 7), *random_batch(1, 4)]
     program = (
-        "import numpy as np, worker.artifact as a, worker.engine as e;"
+        "import numpy as np, worker.inference.artifact as a, worker.inference.engine as e;"
         "engine = e.Engine(a.load_artifact(a.BUILT_IN_MODEL));"
         "assert engine.exact_products;"
         f"np.save('logits.npy', engine.run({batch}))"
@@ -105,7 +104,7 @@ def test_memory_is_steady_after_warming_up(engine: Engine) -> None:
     before = resident()
     for batch in batches[100:]:
         engine.run(batch)
-    # Of each batch, less than the activations of a dozen tokens.
+    # A batch that kept the activations of a dozen tokens each time would exceed this.
     assert resident() - before < 300 * 12 * 384 * 4
 
 

@@ -1,4 +1,4 @@
-"""Any string has tokens; batches are full, and in the order of length."""
+"""Every string has tokens; batches are full, and take texts in the order of their lengths."""
 
 from __future__ import annotations
 

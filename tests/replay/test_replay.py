@@ -290,7 +290,7 @@ def test_a_changed_input_is_an_error(replay: Any, tmp_path: Path) -> None:
         (["in.txt", "--model", "absent"], 1, "cannot read absent/manifest.json"),
         (["in.txt", "--threshold", "joy=2"], 2, "the setting thresholds.joy, on the command line"),
         (["in.txt", "--threshold", "joy"], 2, "expected LABEL=VALUE"),
-        (["in.txt", "--threshold", "fun=0.5"], 2, "labels that the model emotion has not: fun"),
+        (["in.txt", "--threshold", "fun=0.5"], 2, "the model emotion does not have: fun"),
         (["in.txt", "--max-bytes", "0"], 2, "the setting input.max_bytes, on the command line"),
         (["cut.txt.gz"], 1, "cannot read cut.txt.gz: its gzip data is damaged or cut off"),
         (["in.txt", "--format", "csv"], 2, "the header of in.txt has no column 'text'"),

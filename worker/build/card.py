@@ -1,9 +1,10 @@
-"""The model card: what a manifest says, for people."""
+"""The model card: it says for people what a manifest says for programs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from worker.evaluation.quality import comparison_table
 from worker.inference.decisions import Task
 
 if TYPE_CHECKING:
@@ -34,24 +35,8 @@ def _labels(manifest: Manifest) -> str:
 def _quality(quality: MeasuredQuality | None) -> str:
     if quality is None:
         return "## Quality\n\nNot measured: prepared without labelled texts."
-    lines = [
-        "## Quality",
-        "",
-        f"On `{quality.file}`, {quality.int8.texts} texts.",
-        "",
-        "| | fp32 | int8 |",
-        "|---|---|---|",
-        f"| macro F1 | {quality.fp32.macro_f1:.4f} | {quality.int8.macro_f1:.4f} |",
-        f"| micro F1 | {quality.fp32.micro_f1:.4f} | {quality.int8.micro_f1:.4f} |",
-        f"| accuracy | {quality.fp32.accuracy:.4f} | {quality.int8.accuracy:.4f} |",
-        f"| single decisions that agree | | {quality.decision_agreement:.2%} |",
-        f"| label sets that agree | | {quality.label_set_agreement:.2%} |",
-    ]
-    lines += [
-        f"| F1 {label} | {quality.fp32.labels[label].f1:.4f} | {figures.f1:.4f} |"
-        for label, figures in quality.int8.labels.items()
-    ]
-    return "\n".join(lines)
+    texts = f"On `{quality.file}`, {quality.int8.texts} texts."
+    return f"## Quality\n\n{texts}\n\n{comparison_table(quality)}"
 
 
 def _training(training: dict[str, object] | None) -> str:

@@ -37,7 +37,7 @@ from worker.build.thresholds import choose_thresholds
 from worker.errors import ConfigurationError, ExampleFileError, WorkerError
 from worker.evaluation.command import check_labels
 from worker.evaluation.examples import Example, ExampleFormat, read_examples
-from worker.evaluation.quality import Quality, measure
+from worker.evaluation.quality import measure
 from worker.inference.cpu import cpu_flags
 from worker.inference.decisions import Task, decide, scores_of
 
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
     from transformers import DistilBertConfig, EvalPrediction
+
+    from worker.inference.artifact import Quality
 
 _EVALUATIONS_AN_EPOCH = 2
 _WARM_UP = 0.06
@@ -343,7 +345,7 @@ def _save(
     quality = _measure(data, scores, thresholds, truth)
     checkpoint.model.config.thresholds = dict(zip(data.labels, thresholds, strict=True))
     checkpoint.model.config.save_pretrained(folder)
-    training = {"options": _plain(options), "dev": quality.as_dict()}
+    training = {"options": _plain(options), "dev": quality.model_dump()}
     (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
     return quality
 

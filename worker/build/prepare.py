@@ -29,7 +29,6 @@ from worker.inference.artifact import (
     Manifest,
     MeasuredQuality,
     Provenance,
-    QualityFigures,
     Shape,
     file_sha256,
     load_artifact,
@@ -202,8 +201,8 @@ def _measure(
     return MeasuredQuality(
         file=path.name,
         sha256=file_sha256(path),
-        fp32=QualityFigures.model_validate(fp32.as_dict()),
-        int8=QualityFigures.model_validate(int8.as_dict()),
+        fp32=fp32,
+        int8=int8,
         decision_agreement=agreement,
         label_set_agreement=same_sets,
     )

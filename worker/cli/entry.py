@@ -214,15 +214,17 @@ def _evaluate(options: argparse.Namespace) -> int:
     import json
 
     from worker.evaluation.command import evaluate
+    from worker.evaluation.quality import quality_table
 
     quality = evaluate(options.model, options.file, _example_format(options))
-    print(json.dumps(quality.as_dict(), indent=2) if options.json else quality.table())
+    print(json.dumps(quality.model_dump(), indent=2) if options.json else quality_table(quality))
     return 0
 
 
 def _finetune(options: argparse.Namespace) -> int:
     _need_build_extra()
     from worker.build.finetune import FinetuneOptions, finetune
+    from worker.evaluation.quality import quality_table
     from worker.inference.decisions import Task
 
     quality = finetune(
@@ -244,7 +246,8 @@ def _finetune(options: argparse.Namespace) -> int:
             seed=options.seed,
         )
     )
-    print(f"{quality.table()}\n\nwrote {options.output}; next: worker prepare {options.output}")
+    table = quality_table(quality)
+    print(f"{table}\n\nwrote {options.output}; next: worker prepare {options.output}")
     return 0
 
 
@@ -350,9 +353,9 @@ def _parser() -> argparse.ArgumentParser:
 
 class _Version(argparse.Action):
     def __call__(self, *_: object) -> None:
-        from importlib.metadata import version
+        from worker import __version__
 
-        print(f"worker {version('chat-label-worker')}")
+        print(f"worker {__version__}")
         sys.exit(0)
 
 

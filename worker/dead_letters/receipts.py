@@ -12,9 +12,10 @@ import json
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from worker.errors import WorkerError
+from worker.strict import Strict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,14 +26,12 @@ if TYPE_CHECKING:
 Position: TypeAlias = tuple[int, int]
 
 
-class Receipt(BaseModel):
+class Receipt(Strict):
     """What one transaction of a redrive has sent of one partition.
 
     Redrives of the same selection are numbered from 1. `until` is where each partition ended when
     the redrive began: what comes later is none of its business.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     selection: dict[str, Any]
     number: int

@@ -1,1 +1,1 @@
-"""Labelled examples, and how good the labels of a model are."""
+"""Reading labelled examples, and measuring on them how good the labels of a model are."""

@@ -1,4 +1,4 @@
-"""Measuring a model on labelled texts: an artifact, as it runs, or a checkpoint in fp32."""
+"""Measures a model on labelled texts: a model folder as it runs, or a checkpoint in fp32."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from worker.errors import ConfigurationError, ExampleFileError
 from worker.evaluation.examples import Example, ExampleFormat, read_examples
-from worker.evaluation.quality import Quality, measure
+from worker.evaluation.quality import measure
 from worker.inference.artifact import MANIFEST_FILE
 from worker.inference.classifier import Classifier
 
@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from worker.inference.artifact import Quality
+
 
 def evaluate(model: Path, path: Path, form: ExampleFormat) -> Quality:
-    """Measure a model folder on a file of labelled texts.
+    """Measure a model folder, or a checkpoint's, on a file of labelled texts.
 
     Raises:
+        ArtifactError: the folder is neither a model nor a checkpoint, or is damaged.
         ConfigurationError: the folder is a checkpoint, and the extra `build` is not installed.
-        ExampleFileError: the file cannot be used, or has labels that the model has not.
+        ExampleFileError: the file cannot be used, or has labels that the model does not have.
 
     """
     examples = read_examples(path, form)
@@ -36,16 +39,16 @@ def evaluate(model: Path, path: Path, form: ExampleFormat) -> Quality:
 
 
 def check_labels(path: Path, examples: Sequence[Example], labels: Sequence[str]) -> None:
-    """Check that a model knows all labels of a file.
+    """Check that a model has all labels of a file.
 
     Raises:
-        ExampleFileError: it does not.
+        ExampleFileError: it lacks some; the error names them.
 
     """
     unknown = {label for example in examples for label in example.labels} - set(labels)
     if unknown:
         raise ExampleFileError(
-            f"{path} has labels that the model has not: {', '.join(sorted(unknown))}",
+            f"{path} has labels that the model does not have: {', '.join(sorted(unknown))}",
             f"the model's are {', '.join(labels)}",
         )
 

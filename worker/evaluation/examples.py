@@ -1,7 +1,8 @@
-"""Labelled texts, as `finetune`, `prepare --eval` and `evaluate` read them.
+"""Labelled texts, as `worker finetune`, `worker prepare --eval` and `worker evaluate` read them.
 
-Three forms, told apart by the file's name: JSON lines, CSV or TSV with a header, and, where a
-file of label names is given, header-less lines of text, tab, label numbers (GoEmotions' form).
+The suffix of a file says whether it holds JSON lines, CSV or TSV; the latter two have a header.
+Where a file of label names is given, the file has GoEmotions' form instead, whatever its name:
+lines of text, tab and numbers of labels, without a header.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class ExampleFormat:
-    """How to find text and labels in a file.
+    """Where a file of labelled texts has the text and the labels.
 
-    `label_names` (one name a line) makes the file header-less: text, tab, numbers of labels.
-    Several labels in one CSV or TSV cell are separated by commas.
+    `text_field` and `label_field` are names of JSON fields or of columns; several labels in one
+    CSV or TSV cell are separated by commas. With `label_names`, a file of one name a line, the
+    file has no header but lines of text, tab and numbers of labels, separated by commas, from 0.
     """
 
     text_field: str = "text"
@@ -50,7 +52,7 @@ def read_examples(path: Path, form: ExampleFormat) -> list[Example]:
     examples = []
     number = 0
     try:
-        # Bytes that are not UTF-8 stay visible until their line is reached, to name it.
+        # Bytes that are not UTF-8 become surrogates, so that the error can name their line.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             for number, text, labels in _rows(path, file, form, names):
                 if not isinstance(text, str) or labels is None or not _are_unicode(text, *labels):

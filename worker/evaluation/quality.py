@@ -1,61 +1,26 @@
-"""How good a model's labels are: accuracy, precision, recall, F1."""
+"""How good a model's labels are: measured on labelled texts, and printed for people."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
+
+from worker.inference.artifact import LabelQuality, Quality
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from collections.abc import Set as AbstractSet
 
-
-@dataclass(frozen=True, slots=True)
-class LabelQuality:
-    """One label: precision, recall and F1 in [0, 1]; support is the texts that have it."""
-
-    precision: float
-    recall: float
-    f1: float
-    support: int
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """A model on a file: accuracy counts texts whose whole set of labels is right."""
-
-    texts: int
-    accuracy: float
-    macro_f1: float
-    micro_f1: float
-    labels: dict[str, LabelQuality]
-
-    def as_dict(self) -> dict[str, object]:
-        """Return plain numbers, ready for JSON."""
-        return asdict(self)
-
-    def table(self) -> str:
-        """Return the figures as lines for people."""
-        width = max(len(name) for name in [*self.labels, "label"])
-        lines = [f"{'label':<{width}}  precision  recall      F1  support"]
-        lines += [
-            f"{name:<{width}}  {q.precision:9.3f}  {q.recall:6.3f}  {q.f1:6.3f}  {q.support:7d}"
-            for name, q in self.labels.items()
-        ]
-        lines.append(
-            f"\n{self.texts} texts: accuracy {self.accuracy:.4f}, "
-            f"macro F1 {self.macro_f1:.4f}, micro F1 {self.micro_f1:.4f}"
-        )
-        return "\n".join(lines)
+    from worker.inference.artifact import MeasuredQuality
 
 
 def measure(
     names: Sequence[str], truth: Sequence[AbstractSet[str]], given: Sequence[AbstractSet[str]]
 ) -> Quality:
-    """Compare the labels given with the true ones, text by text.
+    """Compare the labels given with the true ones, text by text; there is one text at least.
 
-    F1 is 2 TP / (2 TP + FP + FN), 0 where that is 0 / 0; macro is the mean over `names`, micro
-    counts all decisions together (van Rijsbergen, Information Retrieval, 1979, chapter 7).
+    F1 is 2 TP / (2 TP + FP + FN), and 0 where that is 0 / 0. Macro F1 is the mean over `names`;
+    micro F1 counts the decisions on all labels together (van Rijsbergen, Information Retrieval,
+    1979, chapter 7).
     """
     labels = {}
     sums = [0, 0, 0]
@@ -83,3 +48,37 @@ def measure(
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
+
+
+def quality_table(quality: Quality) -> str:
+    """Return the quality of one model as a table in plain text, a line for each label."""
+    width = max(len(name) for name in [*quality.labels, "label"])
+    lines = [f"{'label':<{width}}  precision  recall      F1  support"]
+    lines += [
+        f"{name:<{width}}  {q.precision:9.3f}  {q.recall:6.3f}  {q.f1:6.3f}  {q.support:7d}"
+        for name, q in quality.labels.items()
+    ]
+    lines.append(
+        f"\n{quality.texts} texts: accuracy {quality.accuracy:.4f}, "
+        f"macro F1 {quality.macro_f1:.4f}, micro F1 {quality.micro_f1:.4f}"
+    )
+    return "\n".join(lines)
+
+
+def comparison_table(measured: MeasuredQuality) -> str:
+    """Return the quality of fp32 and int8 side by side, as a table in Markdown."""
+    fp32, int8 = measured.fp32, measured.int8
+    lines = [
+        "| | fp32 | int8 |",
+        "|---|---|---|",
+        f"| macro F1 | {fp32.macro_f1:.4f} | {int8.macro_f1:.4f} |",
+        f"| micro F1 | {fp32.micro_f1:.4f} | {int8.micro_f1:.4f} |",
+        f"| accuracy | {fp32.accuracy:.4f} | {int8.accuracy:.4f} |",
+        f"| single decisions that agree | | {measured.decision_agreement:.2%} |",
+        f"| label sets that agree | | {measured.label_set_agreement:.2%} |",
+    ]
+    lines += [
+        f"| F1 {label} | {fp32.labels[label].f1:.4f} | {q.f1:.4f} |"
+        for label, q in int8.labels.items()
+    ]
+    return "\n".join(lines)

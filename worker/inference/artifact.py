@@ -1,7 +1,7 @@
 """The artifact: a folder with a model, its tokenizer and the manifest that describes them.
 
-The only bridge between building a model and running it. Every file is checked against the
-manifest before any work, so that a label never comes from a damaged model.
+It is the only bridge between building a model and running it. Every file is compared with the
+manifest before any work, so that no label ever comes from a damaged model.
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from worker.errors import ArtifactError, ConfigurationError
 from worker.inference.decisions import Task
+from worker.strict import Fraction, Strict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 GRAPH_FILE: Final = "model.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
@@ -26,14 +31,9 @@ FILES: Final = (GRAPH_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
 _DIGEST_DIGITS: Final = 16
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class LabelFigures(_Strict):
+class LabelQuality(Strict):
     """Precision, recall and F1 of one label, and how many texts truly have it."""
 
     precision: Fraction
@@ -42,39 +42,48 @@ class LabelFigures(_Strict):
     support: Annotated[int, Field(ge=0)]
 
 
-class QualityFigures(_Strict):
-    """What `worker evaluate` gave for one precision."""
+class Quality(Strict):
+    """How good the labels of one model are on one file of labelled texts.
+
+    `accuracy` is the share of texts whose whole set of labels is right. Macro F1 is the mean of
+    the labels' F1; micro F1 counts the decisions on all labels together.
+    """
 
     texts: Annotated[int, Field(ge=1)]
     accuracy: Fraction
     macro_f1: Fraction
     micro_f1: Fraction
-    labels: dict[str, LabelFigures]
+    labels: dict[str, LabelQuality]
 
 
-class MeasuredQuality(_Strict):
-    """Quality of checkpoint and artifact on one file, and how far their decisions agree."""
+class MeasuredQuality(Strict):
+    """Quality of checkpoint (fp32) and artifact (int8) on one file, and how far they agree.
+
+    `decision_agreement` is the share of single decisions, text by label, that are the same;
+    `label_set_agreement` is the share of texts for which all of them are.
+    """
 
     file: str
     sha256: Sha256
-    fp32: QualityFigures
-    int8: QualityFigures
+    fp32: Quality
+    int8: Quality
     decision_agreement: Fraction
     label_set_agreement: Fraction
 
 
-class Calibration(_Strict):
-    """The texts by which the scales of activations after normalizations were fixed."""
+class Calibration(Strict):
+    """The texts on which the scales of activations that leave a normalization were measured."""
 
     file: str
     sha256: Sha256
     texts: Annotated[int, Field(ge=1)]
 
 
-class Provenance(_Strict):
-    """Where the weights come from; `training` repeats what `worker finetune` recorded.
+class Provenance(Strict):
+    """Where the weights come from.
 
-    Without `calibration` all activations are quantized by row.
+    `training` repeats what `worker finetune` recorded, and is null for a checkpoint that it did
+    not make. Without `calibration`, all activations are quantized by row.
     """
 
     checkpoint: str
@@ -83,8 +92,8 @@ class Provenance(_Strict):
     calibration: Calibration | None = None
 
 
-class Shape(_Strict):
-    """The size of a model: so many layers of `dim`, with a feed-forward of `inner`."""
+class Shape(Strict):
+    """The size of a model: how many layers, their width `dim`, and that of the feed-forward."""
 
     layers: Annotated[int, Field(ge=1)]
     dim: Annotated[int, Field(ge=1)]
@@ -92,20 +101,20 @@ class Shape(_Strict):
     heads: Annotated[int, Field(ge=1)]
 
     def products(self, batch: int, tokens: int) -> list[tuple[int, int, int]]:
-        """Return the int8 matrix products of a forward: rows, depth, columns of each."""
+        """Return the int8 matrix products of a forward pass as (rows, depth, columns) each."""
         shapes = []
         for layer in range(1, self.layers + 1):
             rows = batch * tokens
             shapes += [(rows, self.dim, self.dim)] * 3
-            # After attention the last layer goes on with one token a text.
+            # After attention, the last layer goes on with the first token of each text alone.
             rows = batch if layer == self.layers else rows
             shapes += [(rows, self.dim, self.dim), (rows, self.dim, self.inner)]
             shapes += [(rows, self.inner, self.dim)]
         return shapes
 
 
-class Manifest(_Strict):
-    """What an artifact is; `quality` is null where it was not measured."""
+class Manifest(Strict):
+    """What an artifact holds; `quality` is null where it was not measured."""
 
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -129,7 +138,7 @@ class Manifest(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A verified model folder, with the thresholds in effect, one for each label in order."""
+    """A verified model folder, with the thresholds in effect, in the order of the labels."""
 
     folder: Path
     manifest: Manifest
@@ -147,12 +156,13 @@ class Artifact:
         return _digest([self.scores_digest, *parts])[:_DIGEST_DIGITS]
 
 
-def load_artifact(folder: Path, thresholds: dict[str, float] | None = None) -> Artifact:
+def load_artifact(folder: Path, thresholds: Mapping[str, float] | None = None) -> Artifact:
     """Verify a model folder; `thresholds` override the manifest's, label by label.
 
     Raises:
         ArtifactError: a file is missing, altered or not understood.
-        ConfigurationError: a threshold is for a label that the model has not.
+        ConfigurationError: a threshold is not a number from 0 to 1, or is for a label that the
+            model does not have.
 
     """
     manifest = _read_manifest(folder / MANIFEST_FILE)
@@ -162,15 +172,28 @@ def load_artifact(folder: Path, thresholds: dict[str, float] | None = None) -> A
                 f"{folder / name} is damaged or altered: its sha256 is not the manifest's",
                 "restore the model folder or prepare it anew",
             )
-    unknown = sorted(set(thresholds or ()) - set(manifest.labels))
+    effective = manifest.thresholds | _checked_thresholds(manifest, thresholds or {})
+    return Artifact(folder, manifest, tuple(effective[label] for label in manifest.labels))
+
+
+def _checked_thresholds(manifest: Manifest, thresholds: Mapping[str, float]) -> dict[str, float]:
+    unknown = sorted(set(thresholds) - set(manifest.labels))
     if unknown:
         raise ConfigurationError(
-            f"thresholds are set for labels that the model {manifest.name} has not: "
+            f"thresholds are set for labels that the model {manifest.name} does not have: "
             f"{', '.join(unknown)}",
             f"its labels are {', '.join(manifest.labels)}",
         )
-    effective = manifest.thresholds | (thresholds or {})
-    return Artifact(folder, manifest, tuple(effective[label] for label in manifest.labels))
+    for label, threshold in thresholds.items():
+        # A bool is a number to Python, and NaN is none that can be reached.
+        is_number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+        if not is_number or not 0 <= threshold <= 1:
+            raise ConfigurationError(
+                f"the threshold of {label} is not a number from 0 to 1",
+                "a label is given where its score, from 0 to 1, reaches the threshold",
+            )
+    # A 1 and a 1.0 must have one digest.
+    return {label: float(threshold) for label, threshold in thresholds.items()}
 
 
 def file_sha256(path: Path) -> str:

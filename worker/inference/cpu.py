@@ -1,4 +1,4 @@
-"""What the CPU offers, as far as it decides speed or the last place of a score."""
+"""What the CPU offers, as far as that decides the speed or the last place of a score."""
 
 from __future__ import annotations
 
@@ -26,5 +26,8 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_kind() -> str:
-    """Name the kind of CPU: equal kinds give scores equal to the last bit."""
+    """Return the kind of CPU: the architecture, and the instructions that decide rounding.
+
+    With one version of onnxruntime, equal kinds give scores that are equal to the last bit.
+    """
     return " ".join([platform.machine(), *sorted(cpu_flags() & _DECIDES_ROUNDING)])

@@ -26,27 +26,48 @@ class Task(StrEnum):
 
 
 class Scores(Mapping[str, float]):
-    """The score of each label, in the model's order; `packed` has them as float32, end to end."""
+    """The score of each label, in the model's order: a mapping that cannot be changed.
+
+    Attributes:
+        names: the labels.
+        packed: the scores as native float32, end to end; this is what takes little memory.
+
+    Example:
+        >>> from worker import Classifier
+        >>> (result,) = Classifier.load().classify(["I love this so much"])
+        >>> list(result.scores)
+        ['anger', 'disgust', 'fear', 'joy', 'neutral', 'sadness', 'surprise']
+        >>> max(result.scores, key=result.scores.get)
+        'joy'
+        >>> 0.9 < dict(result.scores)["joy"] < 1
+        True
+
+    """
 
     __slots__ = ("names", "packed")
 
     def __init__(self, names: tuple[str, ...], packed: bytes) -> None:
-        """Name packed scores."""
+        """Take the labels, and their scores in the same order."""
         self.names = names
         self.packed = packed
 
     def __getitem__(self, name: str) -> float:
-        """Return a label's score."""
+        """Return a label's score, from 0 to 1.
+
+        Raises:
+            KeyError: the model has no such label.
+
+        """
         try:
-            place = self.names.index(name)
+            index = self.names.index(name)
         except ValueError:
             raise KeyError(name) from None
         score: float
-        (score,) = _FLOAT32.unpack_from(self.packed, _FLOAT32.size * place)
+        (score,) = _FLOAT32.unpack_from(self.packed, _FLOAT32.size * index)
         return score
 
     def __iter__(self) -> Iterator[str]:
-        """Return the labels."""
+        """Iterate over the labels, in the model's order."""
         return iter(self.names)
 
     def __len__(self) -> int:
@@ -54,16 +75,16 @@ class Scores(Mapping[str, float]):
         return len(self.names)
 
     def __repr__(self) -> str:
-        """Return what a dict would show."""
+        """Return what a dict of the same scores would show."""
         return repr(dict(self))
 
 
 def scores_of(task: Task, logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Turn the logits of one text, shape [labels], into scores in [0, 1], same shape.
 
-    Softmax for one-of, the logistic function for several. Computed a number at a time in double
-    precision: vector code may round differently at different places of an array, and a score
-    must not depend on what stands beside it.
+    One-of takes the softmax, several the logistic function. Both are computed one number at a time
+    in double precision, because vector code may round differently at different places of an
+    array, and a score must not depend on what stands beside it.
     """
     values = [float(logit) for logit in logits]
     if task is Task.SEVERAL:
@@ -79,9 +100,9 @@ def scores_of(task: Task, logits: NDArray[np.float32]) -> NDArray[np.float32]:
 def decide(
     task: Task, names: Sequence[str], scores: Sequence[float], thresholds: Sequence[float]
 ) -> tuple[str, ...]:
-    """Return the labels given: those whose score reaches its threshold, in the model's order.
+    """Return the labels whose score reaches its threshold, in the model's order; maybe none.
 
-    For one-of, only the label with the highest score can be given. None reached gives none.
+    For one-of, only the label with the highest score can be given.
     """
     if task is Task.ONE_OF:
         best = max(range(len(scores)), key=scores.__getitem__)
@@ -94,7 +115,7 @@ def decide(
 
 
 def _logistic(value: float) -> float:
-    # Both branches keep the exponent negative, where exp cannot overflow.
+    # Both branches keep the exponent at 0 or below, where exp cannot overflow.
     if value >= 0:
         return 1.0 / (1.0 + math.exp(-value))
     power = math.exp(value)

@@ -1,6 +1,6 @@
-"""The engine: one onnxruntime session, one thread, texts of any length without padding.
+"""The engine: one onnxruntime session in one thread, for texts of any length without padding.
 
-Bit-exact: the logits of a text are the same bytes whatever else is in its batch.
+It is bit-exact: the logits of a text are the same bytes whatever else is in its batch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from worker.inference.artifact import Artifact
 
-# Far slower than the plain nodes they replace (docs/design.md, "Engine").
+# These are slower than the plain nodes that they replace (docs/design.md, "Engine").
 _SLOW_FUSIONS: Final = ["SkipLayerNormFusion", "BiasGeluFusion"]
 _ERRORS_ONLY: Final = 3
-# What a graph takes, with its shapes; see `packed`.
+# The inputs of a graph, with their shapes; `packed` makes them.
 INPUTS: Final[dict[str, list[str | int]]] = {
     "input_ids": ["tokens"],
     "position_ids": ["tokens"],
@@ -38,10 +38,10 @@ PROBE_SHAPE: Final = (64, 16)
 
 @lru_cache(maxsize=1)
 def int8_products_saturate() -> bool:
-    """Tell whether onnxruntime's u8 x s8 products clip their 16-bit sums here.
+    """Return whether onnxruntime's u8 x s8 products clip their 16-bit sums on this CPU.
 
-    They do on x86 without VNNI or AMX (onnxruntime's quantization guide). Tried with the largest
-    numbers there are, because what a CPU or an emulator says of itself need not be so.
+    They do on x86 without VNNI or AMX (onnxruntime's quantization guide). The largest numbers there
+    are get multiplied to see it, because a CPU or an emulator may report what it does not have.
     """
     session = ort.InferenceSession(PROBE_FILE, session_options(), ["CPUExecutionProvider"])
     rows, _ = PROBE_SHAPE
@@ -55,8 +55,8 @@ class Engine:
     def __init__(self, artifact: Artifact, *, exact_products: bool | None = None) -> None:
         """Load the model of an artifact.
 
-        `exact_products` takes onnxruntime's slower u8 x u8 path, whose sums never clip; by
-        default where this CPU's u8 x s8 products would.
+        With `exact_products`, onnxruntime takes its slower u8 x u8 path, whose sums never clip. By
+        default it does so where the u8 x s8 products of this CPU clip.
 
         Raises:
             ArtifactError: the graph does not load, or does not fit the manifest.
@@ -71,9 +71,10 @@ class Engine:
         self._check_shape(artifact)
 
     def run(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Return the logits, shape [batch, labels], of texts, given by their token ids.
+        """Return the logits, shape [batch, labels], of texts that are given by their token ids.
 
-        The fewer groups of one length stand one after another, the faster.
+        Texts of equal length should stand together: the fewer stretches of one length a batch has,
+        the faster it is.
 
         Raises:
             EngineError: the batch could not be scored, or a logit is not finite.
@@ -110,10 +111,10 @@ class Engine:
 
 
 def packed(batch: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
-    """Return a graph's inputs for texts, given by their token ids.
+    """Return a graph's inputs for texts that are given by their token ids.
 
-    Tokens of all texts stand one after another; `groups` tells of how many texts each stretch of
-    equal lengths is, and of that length.
+    The tokens of all texts stand one after another. `groups`, shape [stretches, 2], has for each
+    stretch of texts of one length the number of texts and that length.
     """
     lengths = [len(ids) for ids in batch]
     groups = [(sum(1 for _ in same), length) for length, same in groupby(lengths)]
@@ -125,7 +126,7 @@ def packed(batch: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
 
 
 def open_session(path: Path, *, exact_products: bool) -> ort.InferenceSession:
-    """Load a graph as the engine runs it: in one thread, without what would slow it down."""
+    """Load a graph as the engine runs it: in one thread, without the fusions that are slower."""
     options = session_options()
     if exact_products:
         options.add_session_config_entry("session.x64quantprecision", "1")
@@ -135,11 +136,12 @@ def open_session(path: Path, *, exact_products: bool) -> ort.InferenceSession:
 
 
 def session_options() -> ort.SessionOptions:
-    """Return the options of a session in one thread that does not spin while it waits."""
+    """Return session options for one thread, which does not spin while it waits."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Patterns are planned by shape: with ever new shapes they only cost memory.
+    # Memory is planned for each shape of the inputs, and nearly every batch has a new shape: the
+    # plans would fill memory and seldom be used again.
     options.enable_mem_pattern = False
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.log_severity_level = _ERRORS_ONLY

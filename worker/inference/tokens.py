@@ -1,4 +1,4 @@
-"""Texts to token ids, cut at the model's limit."""
+"""From texts to token ids, cut at the model's limit, and from token ids to batches."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class TextTokenizer:
         self._limit = artifact.manifest.max_tokens
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """Return the tokens of each text; any string has some, the special ones at least.
+        """Return the tokens of each text; every string has at least the two special ones.
 
-        Half a surrogate pair, as a text cut inside an emoji has it, counts as U+FFFD.
+        A lone surrogate, which a text has that was cut inside an emoji, counts as U+FFFD.
         """
         clean = [text if text.isascii() else _without_surrogates(text) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(clean)
@@ -69,8 +69,8 @@ def cut_batches(
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
     """Cut texts into batches of at most `token_budget` tokens, in the order of their lengths.
 
-    Yields the indices of each batch's texts, and their token ids; a text longer than the budget
-    stands alone.
+    Yields, for each batch, the indices of its texts and their token ids. A text that is longer than
+    the budget is a batch of its own.
     """
     batch: list[int] = []
     tokens = 0

@@ -14,7 +14,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -33,6 +32,7 @@ from pydantic_settings import (
 from worker import defaults
 from worker.errors import ConfigurationError
 from worker.logs.logger import log
+from worker.strict import Fraction, Strict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -72,11 +72,7 @@ _DEMANDS: Final = {
 }
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class InputSettings(_Group):
+class InputSettings(Strict):
     """How messages are read."""
 
     text_field: Annotated[str, Field(min_length=1, description="the field that holds the text")] = (
@@ -93,7 +89,7 @@ class InputSettings(_Group):
     ] = 2**20
 
 
-class CacheSettings(_Group):
+class CacheSettings(Strict):
     """What is remembered, and where."""
 
     enabled: Annotated[bool, Field(description="remember scores, in memory and on disk")] = True
@@ -108,7 +104,7 @@ class CacheSettings(_Group):
     ] = defaults.MEMORY_ENTRIES
 
 
-class EngineSettings(_Group):
+class EngineSettings(Strict):
     """How texts are put into batches."""
 
     token_budget: Annotated[int, Field(ge=1, le=2**16, description="tokens in a batch")] = (
@@ -116,7 +112,7 @@ class EngineSettings(_Group):
     )
 
 
-class TlsSettings(_Group):
+class TlsSettings(Strict):
     """How connections to the brokers are encrypted."""
 
     enabled: Annotated[bool, Field(description="encrypt connections")] = False
@@ -128,7 +124,7 @@ class TlsSettings(_Group):
     check_hostname: Annotated[bool, Field(description="compare with the certificate")] = True
 
 
-class SaslSettings(_Group):
+class SaslSettings(Strict):
     """Who the worker is to the brokers."""
 
     mechanism: Annotated[
@@ -166,7 +162,7 @@ _Brokers = Annotated[tuple[_Broker, ...], NoDecode, BeforeValidator(_names), Fie
 _Topics = Annotated[tuple[_Topic, ...], NoDecode, BeforeValidator(_names), Field(min_length=1)]
 
 
-class KafkaSettings(_Group):
+class KafkaSettings(Strict):
     """Where events come from and labels go to, and with what guarantee."""
 
     brokers: Annotated[_Brokers, Field(description="host:port, separated by commas")] = (
@@ -251,7 +247,7 @@ class KafkaSettings(_Group):
         return self
 
 
-class RunSettings(_Group):
+class RunSettings(Strict):
     """How `worker run` starts, reports on itself and stops."""
 
     processes: Annotated[
@@ -270,7 +266,7 @@ class RunSettings(_Group):
     ] = 300
 
 
-class LogSettings(_Group):
+class LogSettings(Strict):
     """How the worker reports on itself, on standard error."""
 
     level: Annotated[
@@ -298,7 +294,7 @@ class Settings(BaseSettings):
         None
     )
     thresholds: Annotated[
-        dict[str, Annotated[float, Field(ge=0, le=1)]],
+        dict[str, Fraction],
         Field(description="override the model's, label by label"),
     ] = Field(default_factory=dict)
     include_text: Annotated[bool, Field(description="copy the text to the output")] = False

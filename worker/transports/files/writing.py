@@ -16,9 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from worker.errors import ConfigurationError, WorkerError
+from worker.strict import Strict
 from worker.transports.files.reading import FilePosition
 
 if TYPE_CHECKING:
@@ -28,11 +29,7 @@ _READ_BYTES: Final = 2**20
 _EMPTY_SHA256: Final = hashlib.sha256().hexdigest()
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RunIdentity(_Strict):
+class RunIdentity(Strict):
     """All that decides the bytes of the outputs; `inputs` is a digest of their contents."""
 
     inputs: str
@@ -40,7 +37,7 @@ class RunIdentity(_Strict):
     options: dict[str, str | int | bool | list[str] | None]
 
 
-class ReplayPosition(_Strict):
+class ReplayPosition(Strict):
     """How far a run has read: inputs that are done, and the place in the next one."""
 
     input: int = 0
@@ -54,19 +51,19 @@ class ReplayPosition(_Strict):
         return FilePosition(self.offset, self.line, self.part)
 
 
-class Totals(_Strict):
+class Totals(Strict):
     """What became of the records so far, over all sittings of a run."""
 
     labelled: int = 0
     dead_letters: int = 0
 
 
-class _Written(_Strict):
+class _Written(Strict):
     bytes: int = 0
     sha256: str = _EMPTY_SHA256
 
 
-class _Checkpoint(_Strict):
+class _Checkpoint(Strict):
     version: Literal[1] = 1
     run: RunIdentity
     position: ReplayPosition = ReplayPosition()
