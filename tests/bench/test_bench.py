@@ -43,6 +43,7 @@ def texts(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_bench_prints_a_table_and_writes_figures_and_a_picture(
     texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_file_without_texts_is_a_clear_error(
     assert complaint in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_used_are_clear_errors(
     texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +120,7 @@ def test_what_no_number_of_processes_can_do_is_said() -> None:
         plan(EVEN, 100, 0.009)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     rate=st.floats(1, 20_000),

@@ -213,6 +213,7 @@ def test_training_stops_where_it_does_not_get_better(
     assert len(steps) == STEPS_A_CHECKPOINT * (1 + 2)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_and_ends_as_if_nothing_had_been(
     options: FinetuneOptions, tmp_path: Path, steps: list[int]
 ) -> None:

@@ -92,6 +92,7 @@ def test_the_engine_runs_on_one_thread(engine: Engine) -> None:
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STATM.exists(), reason="needs Linux's /proc")
 def test_memory_is_steady_after_warming_up(engine: Engine) -> None:
     rng = np.random.default_rng(1)

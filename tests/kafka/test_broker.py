@@ -133,6 +133,7 @@ def test_a_paused_broker_answers_when_it_goes_on(
     assert values(kafka, topic) == NUMBERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_a_broker_that_ended_goes_on_with_what_it_had(
     kafka: Kafka, kafka_node: Node, topic: str, end: str
@@ -163,6 +164,7 @@ def test_a_broker_does_not_outlive_the_tests(tmp_path: Path) -> None:
     wait_until(lambda: not runs(pid), "the broker to end")
 
 
+@pytest.mark.slow
 def test_three_brokers_go_on_without_one(
     kafka_cluster: Cluster, topic_names: Iterator[str]
 ) -> None:

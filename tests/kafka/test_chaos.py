@@ -50,6 +50,7 @@ STRIKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kafka_node")
 @pytest.mark.parametrize("guarantee", STRIKES)
 def test_no_fault_breaks_a_promise(

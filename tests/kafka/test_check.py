@@ -114,6 +114,7 @@ def create(kafka: Kafka, name: str, **topic: Any) -> None:
 # Where all is well, and that it stays so.
 
 
+@pytest.mark.slow
 @EXACTLY_ONCE
 def test_on_three_brokers_everything_can_be_fine(cluster_site: Site, guarantee: str) -> None:
     site = cluster_site
@@ -129,6 +130,7 @@ def test_on_three_brokers_everything_can_be_fine(cluster_site: Site, guarantee: 
     assert bool(site.topic("__transaction_state", "ok")) == (guarantee == "exactly-once")
 
 
+@pytest.mark.slow
 def test_one_broker_is_a_risk_and_no_failure(site: Site) -> None:
     create(site.kafka, site.input, num_partitions=2, replication_factor=1)
     create(site.kafka, site.output, num_partitions=2, replication_factor=1)
@@ -191,6 +193,7 @@ def commit(kafka: Kafka, group: str, topic: str) -> None:
 # Brokers.
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_down_is_told(kafka_cluster: Cluster, cluster_site: Site) -> None:
     site = cluster_site
     site.create()
@@ -589,6 +592,7 @@ def narrow_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.mark.slow
 def test_time_limits_that_the_brokers_refuse_are_told(
     narrow_kafka: Cluster, make_site: Any
 ) -> None:

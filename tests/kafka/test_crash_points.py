@@ -59,6 +59,7 @@ def kill_one(stage: Stage, proxy: Proxy, guarantee: str, api: Api, moment: Momen
     assert survivor.stop() == 0
 
 
+@pytest.mark.slow
 @MOMENTS
 @named(AT_LEAST_ONCE)
 def test_a_kill_costs_at_least_once_no_label_and_repeats_at_most_a_chunk(
@@ -72,6 +73,7 @@ def test_a_kill_costs_at_least_once_no_label_and_repeats_at_most_a_chunk(
     assert repeats(labels) <= CHUNK
 
 
+@pytest.mark.slow
 @MOMENTS
 @named(EXACTLY_ONCE)
 def test_a_kill_leaves_exactly_once_exact(
@@ -117,6 +119,7 @@ def members(stage: Stage, number: int) -> str:
     return "joined" if stable else ""
 
 
+@pytest.mark.slow
 @named([Api.PRODUCE, Api.OFFSET_COMMIT])
 def test_a_zombie_costs_at_least_once_no_label_and_repeats_at_most_a_chunk(
     proxied: tuple[Stage, Proxy], api: Api
@@ -129,6 +132,7 @@ def test_a_zombie_costs_at_least_once_no_label_and_repeats_at_most_a_chunk(
     assert repeats(labels) <= CHUNK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [4, 30])
 @named(
     [
@@ -149,6 +153,7 @@ def test_a_zombie_leaves_exactly_once_exact(
     assert labels == [(p, n) for p in (0, 1) for n in range(300)]
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_a_worker_whose_engine_stalls_loses_its_partitions_and_repeats_nothing_later(
     stage: Stage, guarantee: str, tmp_path: Path
@@ -178,6 +183,7 @@ def no_members(stage: Stage) -> bool:
         return not admin.describe_groups([stage.group])[stage.group]["members"]
 
 
+@pytest.mark.slow
 @GUARANTEES
 @pytest.mark.parametrize("assignment", ["cooperative", "range"])
 def test_a_storm_of_rebalances_loses_nothing_and_does_not_stop_the_work(

@@ -291,6 +291,7 @@ def test_brokers_that_are_away_are_told(desk: Desk, monkeypatch: pytest.MonkeyPa
     assert complaint.endswith("; `worker check` says more\n")
 
 
+@pytest.mark.slow
 def test_what_is_not_allowed_is_told(
     secure_kafka: SecureCluster,
     topic_names: Iterator[str],
@@ -509,6 +510,7 @@ def test_killed_at_any_moment_the_same_command_continues(
     assert desk.redrive() == 0
 
 
+@pytest.mark.slow
 def test_interrupted_it_leaves_no_transaction_open(desk: Desk, proxy: Proxy) -> None:
     values = many(desk)
     started: Future[subprocess.Popen[str]] = Future()
@@ -524,6 +526,7 @@ def test_interrupted_it_leaves_no_transaction_open(desk: Desk, proxy: Proxy) -> 
     assert sorted(desk.sent()) == sorted(values)
 
 
+@pytest.mark.slow
 def test_a_commit_that_comes_late_changes_nothing(desk: Desk, proxy: Proxy) -> None:
     values = many(desk)
     answer = proxy.arm(Fault(api=Api.END_TXN, moment=Moment.BEFORE_ANSWER, action=Cut()))
@@ -551,6 +554,7 @@ def test_a_redrive_that_continues_keeps_its_selection(desk: Desk, proxy: Proxy) 
     assert desk.redrive() == 1
 
 
+@pytest.mark.slow
 def test_killed_a_redrive_that_sends_again_continues_too(desk: Desk, proxy: Proxy) -> None:
     values = many(desk)
     assert desk.redrive() == MANY
@@ -579,6 +583,7 @@ def test_a_second_redrive_ends_the_first(desk: Desk, proxy: Proxy) -> None:
     assert sorted(desk.sent()) == sorted(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("api", "skip"), [(Api.INIT_PRODUCER_ID, 0), (Api.PRODUCE, 2), (Api.END_TXN, 0)]
 )
@@ -804,6 +809,7 @@ def test_what_can_be_decoded_or_is_not_there_is_not_skipped(desk: Desk, offset: 
     assert committed(desk)[0] == offset
 
 
+@pytest.mark.slow
 def test_a_group_with_members_is_left_alone(desk: Desk) -> None:
     produce_batches(desk, [b"bad"])
     commit(desk, 0)

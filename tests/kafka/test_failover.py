@@ -51,6 +51,7 @@ def goes_on(stage: Stage, before: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
 @pytest.mark.parametrize("how", ["killed", "hung"])
 def test_brokers_go_one_after_the_other_and_no_label_is_lost(

@@ -83,6 +83,7 @@ def test_a_model_that_fails_on_a_known_good_text_ends_the_worker_before_it_joins
     assert stage.dead_letters() == stage.labels() == []
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_a_message_that_kills_its_process_is_found_and_dead_lettered(
     stage: Stage, guarantee: str
@@ -127,6 +128,7 @@ def test_a_label_that_the_broker_refuses_becomes_a_dead_letter(
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_the_rest_of_a_large_chunk_with_a_label_that_is_refused_goes_together(
     proxied: tuple[Stage, Proxy], guarantee: str
@@ -191,6 +193,7 @@ def test_a_timestamp_that_the_broker_refuses_goes_into_a_header(
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_without_a_dead_letter_topic_it_waits_and_commits_nothing_past_the_record(
     stage: Stage, guarantee: str
@@ -209,6 +212,7 @@ def test_without_a_dead_letter_topic_it_waits_and_commits_nothing_past_the_recor
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_workers_that_stop_while_labels_cannot_be_written_are_no_deaths(
     stage: Stage, guarantee: str
@@ -232,6 +236,7 @@ def test_workers_that_stop_while_labels_cannot_be_written_are_no_deaths(
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_a_worker_that_must_stop_with_a_chunk_in_hand_leaves_it_and_says_so(
     proxied: tuple[Stage, Proxy], guarantee: str
@@ -253,6 +258,7 @@ def test_a_worker_that_must_stop_with_a_chunk_in_hand_leaves_it_and_says_so(
 # Brokers that are slow or away.
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_a_worker_may_come_up_before_its_broker(
     proxied: tuple[Stage, Proxy], guarantee: str
@@ -268,6 +274,7 @@ def test_a_worker_may_come_up_before_its_broker(
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 @GUARANTEES
 @pytest.mark.parametrize("how", ["hung", "black hole", "refused", "killed"])
 def test_an_outage_is_waited_out_and_costs_no_label(
@@ -301,6 +308,7 @@ def test_an_outage_is_waited_out_and_costs_no_label(
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_worker_can_be_stopped_while_the_brokers_are_away(proxied: tuple[Stage, Proxy]) -> None:
     stage, proxy = proxied
     worker = stage.worker()
@@ -315,6 +323,7 @@ def test_a_worker_can_be_stopped_while_the_brokers_are_away(proxied: tuple[Stage
 # Answers that are lost.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "api", [Api.PRODUCE, Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.END_TXN]
 )
@@ -347,6 +356,7 @@ def test_at_least_once_repeats_nothing_when_a_request_or_its_answer_is_lost(
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_without_any_answer_to_its_sends_a_worker_sends_nothing_twice(
     proxied: tuple[Stage, Proxy],
 ) -> None:
@@ -364,6 +374,7 @@ def test_without_any_answer_to_its_sends_a_worker_sends_nothing_twice(
     wait_until(lambda: worker.running, "the worker")
 
 
+@pytest.mark.slow
 def test_workers_that_share_a_transactional_id_are_told_and_stay_exact(stage: Stage) -> None:
     shared = {
         "KAFKA__GUARANTEE": "exactly-once",

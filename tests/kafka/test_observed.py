@@ -8,6 +8,8 @@ from itertools import islice
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.kafka.broker import wait_until
 from tests.kafka.health import LISTEN, wait_until_ready
 from tests.observe.dashboard import TARGETS
@@ -43,6 +45,7 @@ def problems(values: list[float], unit: str) -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_every_query_finds_what_it_is_about(stage: Stage) -> None:
     """One test, because to watch takes its time."""
     worker = stage.worker(**LISTEN, CACHE__ENABLED="true")

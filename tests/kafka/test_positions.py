@@ -230,6 +230,7 @@ def test_what_retention_has_taken_is_told_of_once_and_the_rest_is_labelled(stage
     assert [entry["event"] for entry in first.events() + second.events()].count(LOST) == 1
 
 
+@pytest.mark.slow
 def test_what_retention_takes_while_a_worker_waits_is_told_of_too(stage: Stage) -> None:
     label(stage, OLD)
     worker = stage.worker(KAFKA__DEAD_LETTER_TOPIC=next(stage.names))
@@ -254,6 +255,7 @@ def test_a_position_beyond_the_end_ends_the_worker(stage: Stage) -> None:
 # Positions that are gone.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["earliest", "latest"])
 @pytest.mark.parametrize("how", ["offsets", "group", "topic"])
 def test_a_group_that_has_labelled_does_not_begin_anew_when_its_positions_are_gone(
@@ -295,6 +297,7 @@ def test_the_labels_of_another_group_do_not_make_a_group_known(stage: Stage) -> 
     assert len(stage.labels()) == 2 * len(OLD)
 
 
+@pytest.mark.slow
 def test_a_group_is_known_by_its_labels_among_those_of_other_groups(stage: Stage) -> None:
     label(stage, OLD)
     forget(stage, 0, 1)
@@ -318,6 +321,7 @@ def test_a_worker_whose_group_was_deleted_while_it_slept_does_not_begin_anew(
     assert "its offsets for all partitions are gone" in refused(worker)
 
 
+@pytest.mark.slow
 def test_positions_that_are_set_by_hand_hold(stage: Stage) -> None:
     label(stage, OLD)
     forget(stage, 0)
@@ -334,6 +338,7 @@ def test_positions_that_are_set_by_hand_hold(stage: Stage) -> None:
 # Topics that are not there.
 
 
+@pytest.mark.slow
 def test_a_worker_waits_for_a_topic_that_is_missing(stage: Stage) -> None:
     stage.input = next(stage.names)
     worker = stage.worker(KAFKA__INPUT_TOPICS=stage.input, **LISTEN)
@@ -345,6 +350,7 @@ def test_a_worker_waits_for_a_topic_that_is_missing(stage: Stage) -> None:
     assert places(stage) == span(0, 20)
 
 
+@pytest.mark.slow
 def test_a_worker_that_misses_one_topic_labels_the_other(stage: Stage) -> None:
     known, stage.input = stage.input, next(stage.names)
     stage.worker(KAFKA__INPUT_TOPICS=f"{known},{stage.input}")
@@ -356,6 +362,7 @@ def test_a_worker_that_misses_one_topic_labels_the_other(stage: Stage) -> None:
     assert len(stage.labels()) == 1 + len(OLD)
 
 
+@pytest.mark.slow
 def test_a_worker_waits_while_its_topic_is_deleted_and_goes_by_the_rules_when_it_is_there_again(
     stage: Stage,
 ) -> None:

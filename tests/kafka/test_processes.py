@@ -153,6 +153,7 @@ def places(stage: Stage) -> list[tuple[int, int]]:
 # Work that is shared.
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_the_processes_share_the_partitions_and_label_every_event_once(
     stage: Stage, guarantee: str
@@ -176,6 +177,7 @@ def test_the_processes_share_the_partitions_and_label_every_event_once(
     assert places(stage) == PLACES
 
 
+@pytest.mark.slow
 def test_one_address_tells_of_all_processes(stage: Stage) -> None:
     listen = f"127.0.0.1:{free_port()}"
     processes = Processes(stage, RUN__LISTEN=listen, **STEADY)
@@ -197,6 +199,7 @@ def test_one_address_tells_of_all_processes(stage: Stage) -> None:
     assert model["digest"] == other["digest"]
 
 
+@pytest.mark.slow
 def test_a_process_without_a_partition_is_ready_too(
     kafka: Kafka, topic_names: Iterator[str], tmp_path: Path
 ) -> None:
@@ -214,6 +217,7 @@ def test_a_process_without_a_partition_is_ready_too(
 # Brokers that are away.
 
 
+@pytest.mark.slow
 def test_before_the_brokers_can_be_reached_the_processes_are_live_and_not_ready(
     proxied: tuple[Stage, Proxy],
 ) -> None:
@@ -233,6 +237,7 @@ def test_before_the_brokers_can_be_reached_the_processes_are_live_and_not_ready(
     assert processes.parent.stop() == 0
 
 
+@pytest.mark.slow
 @GUARANTEES
 @pytest.mark.parametrize("how", ["black hole", "refused"])
 def test_an_outage_ends_no_process_and_costs_no_label(
@@ -270,6 +275,7 @@ def test_an_outage_ends_no_process_and_costs_no_label(
 # Processes that die.
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_a_killed_process_is_started_again_and_nothing_is_lost(
     stage: Stage, guarantee: str
@@ -295,6 +301,7 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(
         assert len(stage.labels()) == len(PLACES)
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_unasked_is_started_again_even_if_it_ended_well(stage: Stage) -> None:
     processes = Processes(stage)
     processes.wait_until_ready()
@@ -307,6 +314,7 @@ def test_a_process_that_ends_unasked_is_started_again_even_if_it_ended_well(stag
     assert processes.parent.stop() == 0
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_a_message_that_kills_its_process_does_not_end_the_worker(
     stage: Stage, guarantee: str
@@ -353,6 +361,7 @@ def is_ready(child: supervisor._Child) -> bool:
     return child.status().ready
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_again_and_again_ends_the_worker_with_a_sentence(
     stage: Stage,
     arguments: list[str],
@@ -390,6 +399,7 @@ def test_the_configuration_being_wrong_for_a_process_ends_the_worker_at_once(
     assert children_of(os.getpid()) == {}
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_not_live_and_is_again_when_it_goes_on(
     child: supervisor._Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -427,6 +437,7 @@ def test_a_process_is_not_taken_from_the_current_folder_unless_its_parent_was(
 # Stopping.
 
 
+@pytest.mark.slow
 @GUARANTEES
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_when_asked_to_stop_all_commit_what_they_published_and_end(
@@ -447,6 +458,7 @@ def test_when_asked_to_stop_all_commit_what_they_published_and_end(
     assert places(stage) == PLACES
 
 
+@pytest.mark.slow
 def test_a_signal_to_parent_and_processes_alike_is_one_signal(stage: Stage) -> None:
     processes = Processes(stage)
     processes.wait_until_ready()
@@ -466,6 +478,7 @@ def test_it_can_be_stopped_before_its_processes_have_begun(stage: Stage) -> None
     assert all(map(ended, pids.values()))
 
 
+@pytest.mark.slow
 def test_it_can_be_stopped_while_a_process_waits_to_be_started_again(stage: Stage) -> None:
     processes = Processes(stage)
     processes.wait_until_ready()
@@ -474,6 +487,7 @@ def test_it_can_be_stopped_while_a_process_waits_to_be_started_again(stage: Stag
     assert processes.parent.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_killed_when_the_worker_is_asked_to_stop(stage: Stage) -> None:
     processes = Processes(stage, RUN__STOP_SECONDS="0")
     processes.wait_until_ready()
@@ -484,6 +498,7 @@ def test_a_process_that_hangs_is_killed_when_the_worker_is_asked_to_stop(stage: 
     processes.parent.wait_for("process did not stop in time", process=0)
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_processes_whose_parent_was_killed_stop_by_themselves(stage: Stage, guarantee: str) -> None:
     stage.produce(TEXTS)
@@ -495,6 +510,7 @@ def test_processes_whose_parent_was_killed_stop_by_themselves(stage: Stage, guar
     assert len(stage.labels()) == sum(stage.kafka.committed(stage.group, stage.input).values())
 
 
+@pytest.mark.slow
 def test_processes_that_have_not_begun_when_their_parent_is_killed_stop_too(stage: Stage) -> None:
     processes = Processes(stage)
     wait_until(lambda: len(processes.pids()) == 2, "two processes")

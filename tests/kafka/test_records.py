@@ -60,6 +60,7 @@ def test_a_dead_letter_gives_its_event_back(stage: Stage, guarantee: str, value:
     assert {header(letter, "worker-topic") for letter in letters} == {stage.input}
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_a_label_carries_key_and_headers_with_nulls_as_empty(stage: Stage, guarantee: str) -> None:
     produce(stage, b'{"text": "gg"}')

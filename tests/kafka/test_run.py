@@ -135,6 +135,7 @@ def test_what_cannot_be_read_becomes_a_dead_letter_with_its_original(
     assert [place_of(label) for label in stage.labels()] == [(0, 4)]
 
 
+@pytest.mark.slow
 @GUARANTEES
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_when_asked_to_stop_it_commits_what_it_published(

@@ -85,6 +85,7 @@ def places(stage: Stage) -> list[tuple[int, int]]:
 # Ways to log in.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kept", "guarantee"), [("environment", "at-least-once"), ("files", "exactly-once")]
 )
@@ -156,6 +157,7 @@ def test_a_login_that_is_refused_is_waited_out_with_a_sentence_that_names_it(
 KAFKA_SETTINGS = [name for name in setting_variables() if name.startswith(f"{PREFIX}KAFKA")]
 
 
+@pytest.mark.slow
 def test_no_secret_is_told_whatever_setting_is_wrong(
     stage: Stage, secure_kafka: SecureCluster
 ) -> None:
@@ -254,6 +256,7 @@ def deny_what(stage: Stage, what: str) -> tuple[str, str, str]:
     }[what]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "guarantee", "sentence"),
     [
@@ -298,6 +301,7 @@ def test_without_any_right_it_waits_and_says_so(stage: Stage, secure_kafka: Secu
     assert len(places(stage)) == len(TEXTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["input", "output", "dead letters"])
 def test_without_the_right_to_a_topic_it_waits_and_says_so(
     stage: Stage, secure_kafka: SecureCluster, missing: str

@@ -129,6 +129,7 @@ def test_records_that_do_not_come_end_the_worker_with_a_sentence_and_its_stacks(
     assert len(stage.labels()) == 2
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_there_being_no_records_is_not_being_stuck(stage: Stage, loop: Loop) -> None:
     loop.run_until(lambda: loop.transport.report.problem is None, "the worker to be in its group")
@@ -151,6 +152,7 @@ def test_a_topic_that_ends_in_markers_of_transactions_is_read_to_its_end(
     assert sorted(map(place_of, stage.labels())) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_records_of_an_open_transaction_are_not_there_yet(stage: Stage, loop: Loop) -> None:
     producer: Any = KafkaProducer(**stage.kafka.settings, transactional_id=next(stage.names))
@@ -166,6 +168,7 @@ def test_records_of_an_open_transaction_are_not_there_yet(stage: Stage, loop: Lo
         loop.run_until(lambda: len(stage.labels()) == 1, "the label")
 
 
+@pytest.mark.slow
 @GUARANTEES
 def test_of_a_topic_of_which_all_was_taken_back_nothing_is_waited_for(
     stage: Stage, loop: Loop

@@ -143,6 +143,7 @@ def skip(stage: Stage, command: Sequence[str]) -> None:
     assert main([*command, "--yes", *settings]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -177,6 +177,7 @@ def flawed_and_not(flaw: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("flaw", [flaw, None], ids=["broken", "sound"])
 
 
+@pytest.mark.slow
 @flawed_and_not("commit_first")
 def test_who_commits_first_loses_what_it_was_about_to_publish(
     scene: Scene, flaw: str | None
@@ -215,6 +216,7 @@ def test_who_never_rewinds_loses_what_it_abandoned(scene: Scene, flaw: str | Non
     assert bool(report.lost) == bool(flaw)
 
 
+@pytest.mark.slow
 @flawed_and_not("ask_for_the_group_late")
 def test_who_asks_for_the_group_late_commits_what_is_no_longer_its_own(
     scene: Scene, flaw: str | None

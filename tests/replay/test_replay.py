@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -382,18 +383,21 @@ def many_messages(path: Path, count: int) -> None:
         "back",
         "wait",
     ]
+    # A few hundred different ones: what is said again within a chunk is computed once.
+    texts = [" ".join(rng.choices(words, k=rng.randint(1, 8))) for _ in range(300)]
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            text = " ".join(rng.choices(words, k=rng.randint(1, 8)))
+            text = rng.choice(texts)
             file.write(json.dumps({"id": number, "text": text}) if number % 50 else "{")
             file.write("\n")
 
 
 def wait_for_size(path: Path, size: int, process: subprocess.Popen[bytes]) -> None:
     while process.poll() is None and not (path.exists() and path.stat().st_size >= size):
-        pass
+        time.sleep(0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_again_and_again_it_ends_byte_identical(tmp_path: Path, processes: int) -> None:
     many_messages(tmp_path / "in.jsonl", 12_000)
@@ -420,6 +424,7 @@ def test_killed_again_and_again_it_ends_byte_identical(tmp_path: Path, processes
         assert (tmp_path / f"out{name}").read_bytes() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_between_chunks_and_it_says_how_to_continue(
@@ -443,6 +448,7 @@ def children_of(process: subprocess.Popen[bytes]) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.csv"])
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_write_the_bytes_of_one(
@@ -453,7 +459,7 @@ def test_several_processes_write_the_bytes_of_one(
     with gzip.open(tmp_path / "in.jsonl.gz", "wb") as file:
         file.write(lines)
     # A quoted line end now and then.
-    rows = (b'"%d\n%s"\n' % (n, b"gg" if n % 3 else b"wp") for n in range(7000))
+    rows = (b'"%d\n%s"\n' % (n % 300, b"gg" if n % 3 else b"wp") for n in range(7000))
     (tmp_path / "in.csv").write_bytes(b"text\n" + b"".join(rows))
     (tmp_path / "more.txt").write_bytes(b"gg\n" * 3000)
     for number in (1, processes):
@@ -475,6 +481,7 @@ def test_several_processes_write_to_standard_output_in_order(tmp_path: Path) -> 
     assert ids == [f"in.txt:{number}" for number in range(1, 10_001)]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_which_then_continues(tmp_path: Path) -> None:
     many_messages(tmp_path / "in.jsonl", 20_000)
     process = start(tmp_path, "in.jsonl", "-o", "out", "--processes", 2)
@@ -498,6 +505,7 @@ def test_a_pipe_is_read_by_one_process(tmp_path: Path) -> None:
     assert len((tmp_path / "out").read_bytes().splitlines()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_full_disk_is_a_clear_error_from_which_it_continues(
     tmp_path: Path, processes: int
@@ -534,6 +542,7 @@ def test_a_full_standard_output_or_device_is_a_clear_error(
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_leaves_no_traceback(tmp_path: Path) -> None:
     many_messages(tmp_path / "in.jsonl", 20_000)
     process = start(tmp_path, "in.jsonl")
@@ -571,6 +580,7 @@ def test_a_pipe_into_a_file_says_that_it_cannot_be_continued(tmp_path: Path) -> 
     assert len((tmp_path / "out").read_bytes().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file_or_its_lines(tmp_path: Path) -> None:
     (tmp_path / "small.txt").write_bytes(b"gg\n")
     (tmp_path / "long.txt").write_bytes(b"x" * 2**26 + b"\n" + b"gg\n" * 100_000)
