@@ -223,30 +223,32 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _finetune(options: argparse.Namespace) -> int:
     _need_build_extra()
-    from worker.build.finetune import FinetuneOptions, finetune
+    from worker.build.training import FinetuneOptions, read_training_data
     from worker.evaluation.quality import quality_table
     from worker.inference.decisions import Task
 
-    quality = finetune(
-        FinetuneOptions(
-            train=options.train,
-            dev=options.dev,
-            output=options.output,
-            form=_example_format(options),
-            base=options.base,
-            task=Task(options.task) if options.task != "auto" else None,
-            emoji=options.emoji,
-            epochs=options.epochs,
-            learning_rate=options.learning_rate,
-            batch_size=options.batch_size,
-            weight_decay=options.weight_decay,
-            max_tokens=options.max_tokens,
-            patience=options.patience,
-            precision=options.precision,
-            seed=options.seed,
-        )
+    training = FinetuneOptions(
+        train=options.train,
+        dev=options.dev,
+        output=options.output,
+        form=_example_format(options),
+        base=options.base,
+        task=Task(options.task) if options.task != "auto" else None,
+        emoji=options.emoji,
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+        weight_decay=options.weight_decay,
+        max_tokens=options.max_tokens,
+        patience=options.patience,
+        precision=options.precision,
+        seed=options.seed,
     )
-    table = quality_table(quality)
+    data = read_training_data(training)
+    # Only now, because it loads torch.
+    from worker.build.finetune import finetune
+
+    table = quality_table(finetune(training, data))
     print(f"{table}\n\nwrote {options.output}; next: worker prepare {options.output}")
     return 0
 
