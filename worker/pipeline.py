@@ -1,9 +1,9 @@
-"""The loop: take a chunk, label it, complete it. The same for files and for streams."""
+"""The loop that files and streams share: take a chunk, label it, complete it."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from worker.errors import EngineError
 from worker.events.records import DeadLetter, ErrorKind, Event, LabelledEvent
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from worker.inference.classifier import Classifier
     from worker.transports.base import ChunkT, Transport
 
-_LAST_MESSAGES: Final = 100
+# Fewer messages than this say nothing about the model: a few bad ones may come together.
 _FEWEST_MESSAGES: Final = 16
+_WINDOW_MESSAGES: Final = 100
 
 
 def run(
@@ -28,58 +29,108 @@ def run(
     completed: Callable[[ChunkT, Sequence[Outcome]], None],
     stopping: Callable[[], bool],
 ) -> bool:
-    """Label chunk after chunk until the transport ends or `stopping` says so between two.
+    """Label chunk after chunk until the transport ends, or until `stopping` returns true.
 
-    Returns whether the transport ended. `completed` is called with each chunk that is done.
+    `stopping` is asked after each chunk, and `completed` is called with each chunk that was
+    completed and with its outcomes. Returns whether the transport ended.
 
     Raises:
-        EngineError: the model fails on every text, or on most.
-        WorkerError: whatever else the transport cannot wait out.
+        EngineError: the model fails on every text, or on most (see `FailureWindow`).
+        WorkerError: the transport met an error that it cannot wait out.
 
     """
-    failures = _Failures()
+    failures = FailureWindow()
     for chunk in transport.chunks():
         outcomes = label(classifier, chunk.items)
-        failures.count(outcomes)
+        failures.check(outcomes)
         try:
             transport.complete(chunk, outcomes)
         except ChunkAbandonedError:
             log.warning("chunk abandoned: it will be done again", records=len(chunk.items))
         else:
+            failures.remember(outcomes)
             completed(chunk, outcomes)
         if stopping():
             return False
     return True
 
 
-class _Failures:
-    """How many of the last messages the engine failed on."""
+class _Count(NamedTuple):
+    """How many messages the engine was given, and how many of these it failed on."""
+
+    messages: int
+    failed: int
+
+    @property
+    def mostly_failed(self) -> bool:
+        return self.messages >= _FEWEST_MESSAGES and 2 * self.failed > self.messages
+
+
+class FailureWindow:
+    """Decides whether failures of the engine are the fault of single messages, or of the model.
+
+    Only messages that the engine was given count: those that were labelled, and those that became
+    dead letters because the engine failed on them. The model is at fault where the engine fails on
+    more than half
+
+    - of the chunk, if it has at least 16 messages; or
+    - of the window, if it has at least 16: the chunk and the last completed chunks before it, as
+      many whole chunks as it takes to have 100 messages, or all of them while there are fewer.
+
+    So a chunk of 100 or more messages is judged alone, and small chunks are judged together. The
+    window has whole chunks because failures may gather at the end of a large chunk, and would
+    weigh too much without its beginning. Of a model that begins to fail on everything, fewer than
+    100 messages become dead letters. A chunk that was abandoned is not remembered, because its
+    messages come again.
+    """
 
     def __init__(self) -> None:
-        self._last: deque[bool] = deque(maxlen=_LAST_MESSAGES)
+        """Begin with no chunks."""
+        self._chunks: deque[_Count] = deque()
 
-    def count(self, outcomes: Sequence[Outcome]) -> None:
-        """Count outcomes, before they are published.
+    def check(self, outcomes: Sequence[Outcome]) -> None:
+        """Judge the outcomes of a chunk, before they are published.
 
         Raises:
-            EngineError: most messages fail, so the fault is hardly theirs.
+            EngineError: the engine fails on most messages of the chunk, or of the window.
 
         """
-        for outcome in outcomes:
-            if isinstance(outcome, LabelledEvent):
-                self._last.append(False)
-            elif isinstance(outcome, DeadLetter) and outcome.kind is ErrorKind.ENGINE:
-                self._last.append(True)
-        if len(self._last) >= _FEWEST_MESSAGES and 2 * sum(self._last) > len(self._last):
-            raise EngineError(
-                f"the model fails on {sum(self._last)} of the last {len(self._last)} messages, so "
-                "they are not dead-lettered",
-                "check the model folder and the memory",
-            )
+        chunk = _count(outcomes)
+        window = chunk
+        for earlier in reversed(self._chunks):
+            if window.messages >= _WINDOW_MESSAGES:
+                break
+            window = _Count(window.messages + earlier.messages, window.failed + earlier.failed)
+        for count in (chunk, window):
+            if count.mostly_failed:
+                raise EngineError(
+                    f"the model fails on {count.failed} of the last {count.messages} messages, so "
+                    "they are not dead-lettered",
+                    "check the model folder and the memory",
+                )
+
+    def remember(self, outcomes: Sequence[Outcome]) -> None:
+        """Add a completed chunk, and forget chunks that no window can reach any more."""
+        count = _count(outcomes)
+        if not count.messages:
+            return
+        self._chunks.append(count)
+        later = sum(chunk.messages for chunk in self._chunks) - self._chunks[0].messages
+        while later >= _WINDOW_MESSAGES:
+            self._chunks.popleft()
+            later -= self._chunks[0].messages
+
+
+def _count(outcomes: Sequence[Outcome]) -> _Count:
+    labelled = sum(isinstance(outcome, LabelledEvent) for outcome in outcomes)
+    failed = sum(
+        isinstance(outcome, DeadLetter) and outcome.kind is ErrorKind.ENGINE for outcome in outcomes
+    )
+    return _Count(labelled + failed, failed)
 
 
 def label(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
-    """Return the outcome of each item, in order; what is no event passes through.
+    """Return the outcome of each item, in order; items that are no events pass through.
 
     Raises:
         EngineError: the model fails on every text.
@@ -90,7 +141,7 @@ def label(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
 
 
 def _label_events(classifier: Classifier, events: Sequence[Event]) -> list[Outcome]:
-    """Label events; where the engine fails, halve them until the culprit stands alone."""
+    """Label events; where the engine fails, halve them until each culprit stands alone."""
     try:
         results = classifier.classify([event.text for event in events])
     except EngineError:
