@@ -13,7 +13,7 @@ from tests.conftest import POISON
 from tests.transports.memory import MemoryTopic, MemoryTransport
 from worker import pipeline
 from worker.errors import EngineError
-from worker.events.codec import decode_text
+from worker.events.decoding import decode_text
 from worker.events.records import (
     DeadLetter,
     ErrorKind,

@@ -21,7 +21,7 @@ from worker.dead_letters.letters import Filters, Letter, moment
 from worker.dead_letters.receipts import Ledger, Receipt, stretches
 from worker.dead_letters.topic import is_receipt, letter_of
 from worker.errors import ConfigurationError, WorkerError
-from worker.events.codec import LabelEncoder, encode_dead_letter
+from worker.events.encoding import LabelEncoder, encode_dead_letter
 from worker.events.records import DeadLetter, ErrorKind, FilePlace, Record, TopicPlace
 from worker.transports.kafka.records import ProducerRecordEncoder, record_of
 

@@ -14,7 +14,7 @@ import pytest
 
 from worker import cli
 from worker.demo.chat import EXAMPLES, ChatStream, example_messages
-from worker.events.codec import Fields, json_decoder
+from worker.events.decoding import Fields, json_decoder
 from worker.events.records import DeadLetter, Record, TopicPlace
 from worker.inference.classifier import Classifier
 from worker.inference.tokens import TextTokenizer

@@ -14,7 +14,7 @@ from tests.kafka.conftest import _require_broker
 from tests.kafka.proxy import Api, BlackHole, Fault, Moment, Proxy
 from worker import cli
 from worker.check.topics import dead_letter_bytes
-from worker.events.codec import LabelEncoder
+from worker.events.encoding import LabelEncoder
 from worker.events.records import DeadLetter, ErrorKind
 from worker.settings.schema import KafkaSettings
 from worker.transports.kafka.clients import new_producer

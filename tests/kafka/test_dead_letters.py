@@ -21,7 +21,8 @@ from kafka.consumer.fetcher import ConsumerRecord
 from tests.kafka.broker import PATIENCE, Cluster, free_port, wait_until
 from tests.kafka.proxy import HOST, Api, Armed, BlackHole, Call, Cut, Fault, Hold, Moment, Proxy
 from worker.cli.entry import main
-from worker.events.codec import LabelEncoder, decode_text
+from worker.events.decoding import decode_text
+from worker.events.encoding import LabelEncoder
 from worker.events.records import DeadLetter, ErrorKind, Skipped
 from worker.settings.schema import KafkaSettings
 from worker.transports.kafka.positions import Mark

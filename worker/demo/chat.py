@@ -18,7 +18,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Final
 
-from worker.events.codec import Fields, json_decoder
+from worker.events.decoding import Fields, json_decoder
 from worker.events.records import Event, FilePlace, Record
 
 if TYPE_CHECKING:

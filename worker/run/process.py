@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from worker import pipeline
 from worker.assembly import fields_of, open_classifier
-from worker.events.codec import LabelEncoder, decode_text, json_decoder
+from worker.events.decoding import decode_text, json_decoder
+from worker.events.encoding import LabelEncoder
 from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
 from worker.logs.logger import log
 from worker.logs.stacks import private_errors

@@ -1,4 +1,4 @@
-"""The codec: every record becomes an event or a dead letter, and no byte of it is lost."""
+"""Decoding and encoding: a record becomes an event or a dead letter, and no byte of it is lost."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.classifications import classified
-from worker.events.codec import (
-    OUTPUT_FIELDS,
-    Fields,
-    LabelEncoder,
-    decode_text,
-    encode_dead_letter,
-    json_decoder,
-    row_decoder,
-    split_row,
+from worker.events.decoding import Fields, decode_text, json_decoder, row_decoder, split_row
+from worker.events.encoding import OUTPUT_FIELDS, LabelEncoder, encode_dead_letter
+from worker.events.records import (
+    DeadLetter,
+    ErrorKind,
+    Event,
+    FilePlace,
+    LabelledEvent,
+    Record,
+    Skipped,
 )
-from worker.events.records import DeadLetter, ErrorKind, Event, FilePlace, LabelledEvent, Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from worker.events.codec import Decoder
+    from worker.events.decoding import Decoder
 
     Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
@@ -170,6 +170,40 @@ def test_fields_to_keep_are_kept_where_there_are_any_and_no_others() -> None:
     decoder = json_decoder(Fields(keep=("user", "at", "absent")))
     event = event_of('{"text": "a", "at": null, "user": {"id": [1, 2.5]}, "room": "b"}', decoder)
     assert event.kept == {"user": '{"id":[1,2.5]}', "at": "null"}
+
+
+@pytest.mark.parametrize(
+    ("value", "skipped"),
+    [
+        ("true", True),
+        ("false", False),
+        ("null", False),
+        ("1", False),
+        ("1.0", False),
+        ('"true"', False),
+        ("[true]", False),
+        ('{"true": true}', False),
+    ],
+)
+def test_a_json_record_is_skipped_where_the_field_is_true_and_nothing_like_it(
+    value: str, *, skipped: bool
+) -> None:
+    item = json_decoder(Fields(skip="bot"))(record(f'{{"text": "gg", "bot": {value}}}'))
+    assert isinstance(item, Skipped) == skipped
+
+
+def test_a_record_that_is_skipped_needs_no_text() -> None:
+    assert isinstance(json_decoder(Fields(skip="bot"))(record('{"bot": true}')), Skipped)
+    assert isinstance(json_decoder(Fields(skip="bot"))(record('{"text": "gg"}')), Event)
+    assert isinstance(json_decoder(Fields())(record('{"text": "gg", "bot": true}')), Event)
+
+
+@pytest.mark.parametrize(
+    ("cell", "skipped"), [("true", True), ("True", False), ("1", False), ("", False)]
+)
+def test_a_row_is_skipped_where_the_cell_is_the_word_true(cell: str, *, skipped: bool) -> None:
+    decoder = row_decoder(["text", "bot"], Fields(skip="bot"), "\t")
+    assert isinstance(decoder(record(f"gg\t{cell}")), Skipped) == skipped
 
 
 def test_a_text_record_is_its_text_named_by_its_place() -> None:
