@@ -26,8 +26,10 @@ from worker.events.records import (
     Skipped,
     TopicPlace,
 )
-from worker.telemetry import metrics as catalogue
-from worker.telemetry.metrics import CATALOGUE, Definition, Metrics, Snapshot, Status, families
+from worker.telemetry import catalogue
+from worker.telemetry.catalogue import CATALOGUE, Definition
+from worker.telemetry.exposition import families
+from worker.telemetry.metrics import Metrics, Snapshot, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -80,7 +82,7 @@ class State:
 
 
 class Exposition:
-    """What is told of some processes."""
+    """What Prometheus is shown of some processes."""
 
     def __init__(self, *statuses: Status) -> None:
         self.families = list(families(statuses))
@@ -158,7 +160,7 @@ def test_metrics_are_named_and_explained_by_the_conventions(definition: Definiti
     assert not {"process", "le"} & set(definition.labels)
 
 
-def test_every_metric_of_the_catalogue_is_told_with_its_kind_help_and_series() -> None:
+def test_every_metric_of_the_catalogue_is_shown_with_its_kind_help_and_series() -> None:
     shown = exposition(worked())
     found = [(family.name, family.type, family.documentation) for family in shown.families]
     assert found == [
@@ -453,7 +455,7 @@ def test_nothing_of_a_message_is_in_a_snapshot() -> None:
 # Processes.
 
 
-def test_the_series_of_all_processes_stand_beside_each_other() -> None:
+def test_the_series_of_all_processes_are_shown_together() -> None:
     first, second = worked(), worked()
     second.chunk_completed([labelled("joy")] * 4, [None] * 4, NOW)
     statuses = [
@@ -474,7 +476,7 @@ def test_a_process_that_starts_again_counts_from_zero_in_the_same_series() -> No
     assert after.values("worker_messages_total", "process") == {("0",): 0}
 
 
-def test_health_is_told_also_of_a_process_without_metrics() -> None:
+def test_health_is_shown_also_of_a_process_without_metrics() -> None:
     alone = Exposition(
         Status(0, live=False, ready=False, problem="gone"), Status(1, live=True, ready=False)
     )
@@ -489,7 +491,7 @@ def test_without_processes_there_are_metrics_and_no_series() -> None:
     assert len(Exposition().families) == len(CATALOGUE)
 
 
-def test_the_model_and_the_start_of_a_process_are_told(
+def test_the_model_and_the_start_of_a_process_are_shown(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = {"name": "emotion", "digest": "0123456789abcdef"}
@@ -499,7 +501,7 @@ def test_the_model_and_the_start_of_a_process_are_told(
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_a_label_of_any_name_can_be_told(name: str) -> None:
+def test_a_label_of_any_name_can_be_shown(name: str) -> None:
     metrics = Metrics("emotion", "0123456789abcdef", LABELS)
     metrics.update(Counts(), State(lag={(name, 0): 1}))
     shown = exposition(metrics)

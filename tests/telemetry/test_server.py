@@ -17,7 +17,8 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from worker.errors import ConfigurationError
 from worker.logs.logger import configure_logs
 from worker.telemetry import server
-from worker.telemetry.metrics import CATALOGUE, Metrics, Status
+from worker.telemetry.catalogue import CATALOGUE
+from worker.telemetry.metrics import Metrics, Status
 from worker.telemetry.server import serving
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from kafka import TopicPartition
 
 from worker.errors import ConfigurationError, WorkerError
 from worker.logs.logger import log
-from worker.logs.stacks import private_errors
+from worker.logs.stacks import redacted_errors
 from worker.terminal.sentences import printable
 from worker.terminal.signals import StopSignal
 from worker.transports.kafka.clients import explained_kafka_errors, new_consumer
@@ -59,7 +59,7 @@ def follow(settings: KafkaSettings) -> None:
 
     """
     _allow_any_text()
-    with private_errors(), explained_kafka_errors(), StopSignal() as stop:
+    with redacted_errors(), explained_kafka_errors(), StopSignal() as stop:
         consumer = new_consumer(settings, group_id=None, auto_offset_reset="earliest")
         with closing(consumer):
             _begin_near_the_end(consumer, settings.output_topic)
