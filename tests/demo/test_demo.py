@@ -103,7 +103,7 @@ def test_what_the_worker_would_not_read_is_not_written(
     name, _, value = variable.partition("=")
     monkeypatch.setenv(f"WORKER_{name}", value)
     assert cli.main(["demo"]) == 2
-    assert "set kafka.format and input.text_field" in capsys.readouterr().err
+    assert "set kafka.format to json and input.text_field to text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "inf", "nan", "x"])

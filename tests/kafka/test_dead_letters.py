@@ -41,7 +41,7 @@ PRIVATE = b"meet me at the old mill"
 # More than one transaction sends.
 MANY = 1100
 ISOLATIONS = ("read_committed", "read_uncommitted")
-LOST_ORDER = "each goes behind what has come since: the order within its key is lost"
+LOST_ORDER = "each goes behind the records that came since, so the order within its key is lost"
 
 
 class Killing(NamedTuple):
@@ -107,7 +107,7 @@ class Desk:
     def start(
         self, *arguments: str, brokers: str | None = None, **settings: str
     ) -> subprocess.Popen[str]:
-        """Redrive in a process of its own, by way of the proxy unless told otherwise."""
+        """Redrive in a process of its own, by way of the proxy unless another address is given."""
         command = self.command("redrive", "--yes", *arguments, brokers=brokers or self.proxied)
         return subprocess.Popen(
             [sys.executable, "-m", "worker", *command],
@@ -187,7 +187,7 @@ def desk(kafka: Kafka, topic_names: Iterator[str], capsys: pytest.CaptureFixture
     desk = Desk(kafka, capsys, next(topic_names), next(topic_names), next(topic_names))
     for topic in (desk.chat, desk.dead):
         kafka.create_topic(topic, partitions=2)
-        # Only now is it sure to take records: a broker tells of a topic before it has it.
+        # Only now is it sure to take records: a broker lists a topic before it has it.
         assert kafka.read(topic) == []
     return desk
 
@@ -270,20 +270,20 @@ def test_payloads_are_shown_on_request_only(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("command", ["list", "show", "redrive"])
-def test_a_topic_with_what_cannot_be_decoded_is_told(desk: Desk, command: str) -> None:
+def test_a_topic_with_what_cannot_be_decoded_is_reported(desk: Desk, command: str) -> None:
     produce_batches(desk, [PRIVATE, b"bad"], topic=desk.dead)
     desk.run(command, code=1)
     assert desk.err.startswith(f"worker: a batch of the topic {desk.dead} cannot be decoded; ")
 
 
 @pytest.mark.parametrize("command", ["list", "show", "redrive"])
-def test_a_topic_that_does_not_exist_is_told(desk: Desk, command: str) -> None:
+def test_a_topic_that_does_not_exist_is_reported(desk: Desk, command: str) -> None:
     desk.dead = f"{desk.dead}-not"
     assert desk.run(command, code=2) == []
     assert f"the topic {desk.dead} does not exist" in desk.err
 
 
-def test_brokers_that_are_away_are_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_brokers_that_are_away_are_reported(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_KAFKA__REQUEST_TIMEOUT_SECONDS", "1")
     address = f"{HOST}:{free_port()}"
     assert main(desk.command("list", brokers=address)) == 1
@@ -292,7 +292,7 @@ def test_brokers_that_are_away_are_told(desk: Desk, monkeypatch: pytest.MonkeyPa
     assert complaint.endswith("; `worker check` says more\n")
 
 
-def test_what_is_not_allowed_is_told(
+def test_what_is_not_allowed_is_reported(
     secure_kafka: SecureCluster,
     topic_names: Iterator[str],
     capsys: pytest.CaptureFixture[str],
@@ -393,7 +393,7 @@ def test_each_record_goes_to_the_topic_it_came_from(desk: Desk, topic_names: Ite
     assert [record.value for record in desk.read(other)] == [b"2"]
 
 
-def test_a_topic_that_is_gone_is_told_before_anything_is_sent(desk: Desk) -> None:
+def test_a_topic_that_is_gone_is_reported_before_anything_is_sent(desk: Desk) -> None:
     desk.die(desk.letter(b"1"), desk.letter(b"2", topic="gone\x1b[2J"))
     assert "1 record to send back to gone\\u001b[2J" in desk.run("redrive", "--yes", code=1)
     assert "the topic gone\\u001b[2J, which dead letters came from, does not exist" in desk.err
@@ -405,7 +405,7 @@ def test_what_has_no_bytes_or_is_no_letter_is_not_sent(desk: Desk) -> None:
     desk.die(desk.letter(None, kind=ErrorKind.UNDECODABLE), (b"k", b"v", [("a", b"b")], 0, None))
     assert desk.run("redrive", "--yes") == [
         "there is nothing to send back",
-        "1 dead letter left out: what cannot be decoded has no bytes",
+        "1 dead letter was left out because records that cannot be decoded have no bytes",
     ]
     assert desk.sent() == []
 
@@ -425,7 +425,7 @@ def test_a_record_is_sent_a_second_time_only_on_request(desk: Desk) -> None:
     desk.settle()
     assert desk.run("redrive", "--yes") == [
         "there is nothing to send back",
-        "2 dead letters sent back before; --again sends them once more",
+        "2 dead letters were sent back before; --again sends them once more",
     ]
     assert desk.redrive("--again") == 2
     assert desk.redrive("--again") == 2
@@ -461,8 +461,8 @@ def test_what_dies_again_and_again_goes_its_rounds_and_no_further(desk: Desk) ->
     desk.settle()
     assert desk.run("redrive", "--max-rounds", "2") == [
         "there is nothing to send back",
-        "2 dead letters sent back before; --again sends them once more",
-        "1 dead letter left out at the limit of --max-rounds",
+        "2 dead letters were sent back before; --again sends them once more",
+        "1 dead letter was left out because of --max-rounds",
     ]
     assert desk.redrive() == 1
     assert desk.redrive("--max-rounds", "2", "--again") == 2
@@ -545,7 +545,7 @@ def test_a_redrive_that_continues_keeps_its_selection(desk: Desk, proxy: Proxy) 
     desk.die(desk.letter(b"later"))
     lines = desk.run("redrive", "--yes")
     assert f"{MANY - sent} records to send back to {desk.chat}" in lines
-    later = "1 dead letter left to the next redrive: this one continues an earlier, cut short"
+    later = "1 dead letter was left to the next redrive, because this one continues an earlier one"
     assert later in lines
     assert lines[-1] == f"{MANY - sent} records sent back"
     assert b"later" not in desk.sent()
@@ -628,7 +628,9 @@ def test_receipts_behind_an_open_transaction_are_waited_for(desk: Desk, proxy: P
     assert desk.sent() == [b"1"]
 
 
-def test_a_transaction_that_stays_open_is_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transaction_that_stays_open_is_reported(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORKER_KAFKA__DEADLINE_SECONDS", "5")
     desk.die(desk.letter(b"1"))
     producer = KafkaProducer(**desk.kafka.settings, transactional_id=desk.group)
@@ -654,7 +656,7 @@ def test_a_record_that_is_too_large_ends_it_and_its_transaction(
     assert desk.redrive() == 2
 
 
-def test_a_topic_that_refuses_is_told(desk: Desk, topic_names: Iterator[str]) -> None:
+def test_a_topic_that_refuses_is_reported(desk: Desk, topic_names: Iterator[str]) -> None:
     narrow = next(topic_names)
     desk.kafka.create_topic(narrow, max_message_bytes="1000")
     desk.die(desk.letter(b"small", topic=narrow), desk.letter(b"x" * 5000, topic=narrow))
@@ -824,7 +826,7 @@ def test_a_group_with_members_is_left_alone(desk: Desk) -> None:
     assert committed(desk)[0] == 0
 
 
-def test_a_group_without_offsets_and_a_topic_it_does_not_read_are_told(desk: Desk) -> None:
+def test_a_group_without_offsets_and_a_topic_it_does_not_read_are_reported(desk: Desk) -> None:
     desk.skip(1, 0, "--yes", code=1)
     assert f"the group {desk.group} has no offset for partition 1 of {desk.chat}" in desk.err
     desk.run("skip", "elsewhere", "0", "0", "--input-topics", desk.chat, code=2)
