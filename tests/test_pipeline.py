@@ -71,7 +71,7 @@ def test_an_abandoned_chunk_is_logged_and_done_again(
             others[0].close()
         return classify(texts)
 
-    classifier.classify = while_another_comes_and_goes  # type: ignore[method-assign]
+    classifier.classify = while_another_comes_and_goes  # type: ignore[method-assign]  # the real one goes on inside
     assert pipeline.run(transport, classifier, completed=lambda *_: None, stopping=lambda: False)
     texts = [outcome.event.text for outcome in topic.outcomes if isinstance(outcome, LabelledEvent)]
     assert texts == ["gg", "wp", "lol"]
@@ -195,7 +195,7 @@ def test_an_abandoned_chunk_does_not_count_twice(
             MemoryTransport(topic, decode_text).close()
         check()
 
-    classifier.check = while_the_group_rebalances  # type: ignore[method-assign]
+    classifier.check = while_the_group_rebalances  # type: ignore[method-assign]  # the real one goes on inside
     assert pipeline.run(transport, classifier, completed=lambda *_: None, stopping=lambda: False)
     assert caplog.text.count("chunk abandoned") == 20
     assert [type(outcome) for outcome in topic.outcomes] == [DeadLetter]

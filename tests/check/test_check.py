@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Check = Callable[..., tuple[int, list[str]]]
 
 AWAY = {"KAFKA__BROKERS": "127.0.0.1:1"}
-SECRET = "correct horse"  # noqa: S105 - a test's
+SECRET = "correct horse"  # noqa: S105 - no real password
 
 
 @pytest.fixture

@@ -387,7 +387,7 @@ def test_a_certificate_that_is_not_trusted_is_reported(secure_site: Site) -> Non
         ),
     ],
 )
-def test_each_right_that_is_missing_is_reported(  # noqa: PLR0913, PLR0917 - a table
+def test_each_right_that_is_missing_is_reported(  # noqa: PLR0913, PLR0917 - the parameters are the columns of a table
     secure_kafka: SecureCluster,
     secure_site: Site,
     kind: str,

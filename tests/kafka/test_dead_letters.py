@@ -697,7 +697,7 @@ def produce_batches(desk: Desk, *batches: Sequence[bytes], topic: str = "") -> N
             assert all(future.succeeded() for future in sent)
 
 
-def commit(desk: Desk, offset: int, mark: Mark = Mark(2)) -> None:  # noqa: B008 - is frozen
+def commit(desk: Desk, offset: int, mark: Mark = Mark(2)) -> None:  # noqa: B008 - the default is frozen, so calls can share it
     with closing(KafkaConsumer(**desk.kafka.settings, group_id=desk.group)) as consumer:
         consumer.commit({TopicPartition(desk.chat, 1): mark.at(offset)})
 

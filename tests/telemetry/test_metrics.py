@@ -113,8 +113,8 @@ def exposition(metrics: Metrics) -> Exposition:
 
 def as_read(shown: Exposition) -> list[Metric]:
     """Return what Prometheus reads; OpenMetrics' parser is the strict one."""
-    text = openmetrics.generate_latest(shown).decode()  # type: ignore[no-untyped-call]  # has no types
-    return list(openmetrics_parser.text_string_to_metric_families(text))  # type: ignore[no-untyped-call]  # as above
+    text = openmetrics.generate_latest(shown).decode()  # type: ignore[no-untyped-call]  # prometheus_client has no types here
+    return list(openmetrics_parser.text_string_to_metric_families(text))  # type: ignore[no-untyped-call]  # prometheus_client has no types here
 
 
 def parts(samples: Iterable[Sample]) -> list[tuple[object, ...]]:

@@ -86,7 +86,7 @@ def test_metrics_are_in_the_text_format_by_default(address: str) -> None:
 def test_metrics_are_in_openmetrics_for_those_who_ask(address: str) -> None:
     response, body = ask(address, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert response.headers["Content-Type"].startswith("application/openmetrics-text")
-    families = openmetrics_parser.text_string_to_metric_families(  # type: ignore[no-untyped-call]  # has no types
+    families = openmetrics_parser.text_string_to_metric_families(  # type: ignore[no-untyped-call]  # prometheus_client has no types here
         body.decode()
     )
     assert len(list(families)) == len(CATALOGUE)

@@ -48,7 +48,7 @@ def _findings(settings: Settings) -> Iterator[Finding]:
 
 
 def _kafka(settings: Settings) -> Iterator[Finding]:
-    problem = "they were not looked at, because no broker lets the worker in"
+    problem = "they were not looked at: that needs a broker that lets the worker in"
     rest = Finding(Level.SKIP, "topics, rights", problem)
     try:
         options = client_options(settings.kafka)

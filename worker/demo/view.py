@@ -105,7 +105,7 @@ def _lines(path: str) -> Iterator[bytes]:
         if path == "-":
             yield from sys.stdin.buffer
             return
-        with open(path, "rb") as file:  # noqa: PTH123 - the path is as the user gave it
+        with open(path, "rb") as file:  # noqa: PTH123 - Path would change the path that the user gave
             yield from file
     except OSError as error:
         raise WorkerError(f"cannot read {path}: {error.strerror}", "check the path") from None

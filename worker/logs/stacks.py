@@ -45,7 +45,7 @@ def redacted_errors() -> Iterator[None]:
 def log_stacks() -> None:
     """Log the stack of every thread of this process."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    for ident, frame in sys._current_frames().items():  # noqa: SLF001 - documented for debuggers
+    for ident, frame in sys._current_frames().items():  # noqa: SLF001 - it is documented, for debuggers
         stack = _format(traceback.extract_stack(frame))
         log.error("stack", thread=names.get(ident), stack=stack)
 
