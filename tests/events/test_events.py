@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 PLACE = FilePlace("chat.jsonl", 7)
 MARKER = "tulip"
 JSON_DECODER = json_decoder(Fields())
-# What JSON can carry: half a surrogate pair may stand alone, two that belong together are one.
+# These are the texts that JSON can carry: half of a surrogate pair may be alone, but two halves that
+# belong together become one character.
 JSON_TEXT = st.text(st.characters()).map(lambda text: str(json.loads(json.dumps(text))))
 JSON_VALUE: st.SearchStrategy[Json] = st.recursive(
     st.none()
@@ -353,7 +354,7 @@ def score_as_written(score: float) -> str:
 
 
 def shorter_neighbours(written: str) -> list[decimal.Decimal]:
-    """Return the decimals with one digit less, just below and just above."""
+    """Return the decimals with one digit less that are just below and just above a decimal."""
     number = decimal.Decimal(written).normalize()
     digits = len(number.as_tuple().digits)
     if digits == 1:

@@ -59,7 +59,7 @@ class Site:
         self._lines: list[str] = []
 
     def create(self, **configs: str) -> None:
-        """Create the topics that a worker needs; configs are the output's and the dead letters'."""
+        """Create the topics that a worker needs; `configs` are for those of labels and dead letters."""
         self.kafka.create_topic(self.input, partitions=2)
         self.kafka.create_topic(self.output, partitions=2, **configs)
         self.kafka.create_topic(self.dead, partitions=1, **(ROOM | configs))
@@ -234,7 +234,7 @@ def test_an_address_that_the_brokers_give_must_be_reachable(site: Site, kafka_no
 @pytest.mark.parametrize("api", [Api.METADATA, Api.HEARTBEAT])
 def test_brokers_that_stop_answering_end_it(site: Site, kafka_node: Node, api: Api) -> None:
     site.create()
-    # The first question for metadata is the visit's, the second the admin client's own.
+    # The first question for metadata comes from the visit, the second from the admin client itself.
     fault = Fault(
         api=api,
         moment=Moment.BEFORE_ANSWER,
@@ -400,7 +400,7 @@ def test_each_right_that_is_missing_is_reported(  # noqa: PLR0913, PLR0917 - the
     site.create()
     allow_all(secure_kafka, site)
     secure_kafka.deny(site.user, kind, getattr(site, name), operation)
-    # The broker is asked again while it has not heard of the rule.
+    # A broker learns of a new rule only after a while, so the check is repeated.
     wait_until(lambda: site.check() == 1, "the right to be gone")
     (line,) = site.about(about.format(**vars(site)), "fail")
     assert line.startswith(f"fail {problem}")
@@ -534,7 +534,7 @@ def test_labels_that_are_kept_for_less_long_than_events_are_reported(
     ("limit", "level"), [(EVENT_BYTES - 1, "fail"), (EVENT_BYTES, "warn"), (2 * EVENT_BYTES, "")]
 )
 def test_the_largest_event_must_fit_into_a_dead_letter(site: Site, limit: int, level: str) -> None:
-    """Both limits are looked at: the topic's, and that of what the worker sends."""
+    """Two limits are looked at: that of the topic, and that of the worker."""
     site.create(max_message_bytes=str(limit))
     assert site.check(KAFKA__MAX_MESSAGE_BYTES=str(limit)) == (level == "fail")
     lines = [line for line in site.topic(site.dead) if "does not fit" in line]

@@ -1,4 +1,4 @@
-"""`worker dead-letters` with a real broker: what it shows, sends back once, and goes past."""
+"""`worker dead-letters` with a real broker: what it shows, sends back once, and skips."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 Headers = list[tuple[str, bytes | None]]
 
 PRIVATE = b"meet me at the old mill"
-# More than one transaction sends.
+# This is more than one transaction sends.
 MANY = 1100
 ISOLATIONS = ("read_committed", "read_uncommitted")
 LOST_ORDER = "each goes behind the records that came since, so the order within its key is lost"
 
 
 class Killing(NamedTuple):
-    """A moment to be killed at, and what becomes of the frame: nothing else sends it on."""
+    """When a redrive is killed, and what becomes of the frame that is under way then."""
 
     api: Api
     moment: Moment
@@ -100,7 +100,7 @@ class Desk:
         return output.out.splitlines()
 
     def redrive(self, *arguments: str) -> int:
-        """Redrive without asking; returns how many records were sent."""
+        """Redrive without a question; returns how many records were sent."""
         last = self.run("redrive", "--yes", *arguments)[-1]
         return int(last.split()[0]) if last.endswith("sent back") else 0
 
@@ -168,7 +168,7 @@ class Desk:
         return [record.value for record in self.read(self.chat)]
 
     def settle(self) -> None:
-        """End what a redrive has left open or undecided, as the next would."""
+        """End a transaction that a redrive has left open or undecided, as the next redrive would."""
         name = f"{self.dead}-redrive"
         with closing(KafkaProducer(**self.kafka.settings, transactional_id=name)) as producer:
             producer.init_transactions()
@@ -354,7 +354,7 @@ def test_records_go_back_as_they_were_and_count_their_rounds(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, compression: str
 ) -> None:
     monkeypatch.setenv("WORKER_KAFKA__COMPRESSION", compression)
-    # Not where the client would put them by their keys.
+    # The client would choose other partitions by their keys.
     desk.die(
         *(
             desk.letter(value, key=key, headers=headers, partition=1)
@@ -591,7 +591,7 @@ def test_what_got_no_answer_is_looked_up_by_the_next_run(
     limits = {
         "WORKER_KAFKA__TRANSACTION_TIMEOUT_SECONDS": "6",
         "WORKER_KAFKA__DEADLINE_SECONDS": "6",
-        # The client itself gives up later.
+        # The client gives up later than that.
         "WORKER_KAFKA__REQUEST_TIMEOUT_SECONDS": "60",
     }
     with desk.start(**limits) as process:
@@ -619,7 +619,7 @@ def test_receipts_behind_an_open_transaction_are_waited_for(desk: Desk, proxy: P
         with desk.start() as first:
             assert first.communicate(timeout=PATIENCE)[0].endswith("\n1 record sent back\n")
         with desk.start() as second:
-            # It does not see yet that the first was sent, and must not send before it does.
+            # It does not see yet that the first redrive sent, and must not send before it does.
             assert second.stdout is not None
             assert second.stdout.readline().startswith("1 record to send back")
             producer.commit_transaction()
@@ -678,8 +678,8 @@ class NotUtf8(str):
 
 
 def produce_batches(desk: Desk, *batches: Sequence[bytes], topic: str = "") -> None:
-    """Produce each batch as one; a record that is bad cannot be decoded, nor what follows in it."""
-    # Only a flush ends a batch.
+    """Produce each list as one record batch, in which nothing from a bad record on can be decoded."""
+    # Only a flush ends a record batch.
     times = {"linger_ms": int(PATIENCE * 1000), "delivery_timeout_ms": int(PATIENCE * 4000)}
     producer = KafkaProducer(**desk.kafka.settings, **times)
     with closing(producer):
@@ -810,7 +810,7 @@ def test_what_can_be_decoded_or_is_not_there_is_not_skipped(desk: Desk, offset: 
 def test_a_group_with_members_is_left_alone(desk: Desk) -> None:
     produce_batches(desk, [b"bad"])
     commit(desk, 0)
-    # What is bad would end a member that reads it.
+    # A member that reads the bad record would end.
     member = KafkaConsumer(desk.dead, **desk.kafka.settings, group_id=desk.group)
     with closing(member):
 

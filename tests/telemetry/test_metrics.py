@@ -1,4 +1,4 @@
-"""Metrics: named by Prometheus' conventions, exact, rendered for many processes, and private."""
+"""Metrics are named by the conventions of Prometheus, exact, shown of all processes, and private."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def letter(kind: ErrorKind) -> DeadLetter:
 
 @dataclass
 class Counts:
-    """What a classifier counts."""
+    """Counts as a classifier has them."""
 
     duplicates: int = 0
     memory_hits: int = 0
@@ -67,7 +67,7 @@ class Counts:
 
 @dataclass
 class State:
-    """What a transport counts."""
+    """Counts as a transport has them."""
 
     poll_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -112,7 +112,7 @@ def exposition(metrics: Metrics) -> Exposition:
 
 
 def as_read(shown: Exposition) -> list[Metric]:
-    """Return what Prometheus reads; OpenMetrics' parser is the strict one."""
+    """Return what Prometheus reads, by the parser of OpenMetrics, which is the stricter one."""
     text = openmetrics.generate_latest(shown).decode()  # type: ignore[no-untyped-call]  # prometheus_client has no types here
     return list(openmetrics_parser.text_string_to_metric_families(text))  # type: ignore[no-untyped-call]  # prometheus_client has no types here
 
@@ -381,7 +381,7 @@ def test_lag_is_of_the_partitions_that_are_ours_now(metrics: Metrics) -> None:
     assert lag == {("chat", "1"): 4, ("shouts", "0"): 0}
 
 
-# Sums stay below 2**53: Prometheus has doubles only.
+# Sums stay below 2**53, because Prometheus has only doubles.
 @given(st.dictionaries(st.integers(1, 30_000), st.integers(1, 10**9)))
 def test_batches_are_counted_by_their_texts(sizes: dict[int, int]) -> None:
     metrics = Metrics("emotion", "0123456789abcdef", LABELS)

@@ -1,4 +1,4 @@
-"""The server: metrics and health for whoever asks, and a worker that no client can hold up."""
+"""The server gives metrics and health to whoever asks, and no client can hold the worker up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from worker.telemetry.server import serving
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# Nothing here takes long: a test that waits this long has failed.
+# Nothing here takes long, so a test that waits for so many seconds has failed.
 PATIENCE = 30
 
 
@@ -271,7 +271,7 @@ def test_a_request_that_takes_long_is_cut_off(
 
 
 def test_an_answer_that_nobody_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    # More than the system's buffers take.
+    # This is more than the buffers of the system take.
     problem = "p" * 2**26
     asked, closed = threading.Event(), threading.Event()
     close = server._Server.shutdown_request

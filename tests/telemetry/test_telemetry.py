@@ -1,4 +1,4 @@
-"""Logs and progress: on standard error, for people on a terminal and for programs elsewhere."""
+"""Logs and progress go to standard error, for people on a terminal and for programs elsewhere."""
 
 from __future__ import annotations
 
