@@ -168,7 +168,7 @@ def test_a_demo_writes_until_it_is_asked_to_stop(
     assert end["written"] == len(demo.kafka.read(demo.input))
 
 
-def test_a_demo_tells_of_what_it_cannot_write(
+def test_a_demo_reports_what_it_cannot_write(
     demo: Stage, topic_names: Iterator[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     topic = next(topic_names)
