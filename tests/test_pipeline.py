@@ -120,11 +120,12 @@ def published(chunks: Sequence[Sequence[Outcome]]) -> list[Sequence[Outcome]]:
     window = pipeline.FailureWindow()
     done: list[Sequence[Outcome]] = []
     for chunk in chunks:
+        count = pipeline.EngineCount.of(chunk)
         try:
-            window.check(chunk)
+            window.check(count)
         except EngineError:
             break
-        window.remember(chunk)
+        window.remember(count)
         done.append(chunk)
     return done
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from worker.errors import EngineError
 from worker.events.records import DeadLetter, ErrorKind, Event, LabelledEvent
@@ -42,35 +42,51 @@ def run(
     failures = FailureWindow()
     for chunk in transport.chunks():
         outcomes = label(classifier, chunk.items)
-        failures.check(outcomes)
+        count = EngineCount.of(outcomes)
+        failures.check(count)
         try:
             transport.complete(chunk, outcomes)
         except ChunkAbandonedError:
             log.warning("chunk abandoned: it will be done again", records=len(chunk.items))
         else:
-            failures.remember(outcomes)
+            failures.remember(count)
             completed(chunk, outcomes)
         if stopping():
             return False
     return True
 
 
-class _Count(NamedTuple):
-    """How many messages the engine was given, and how many of these it failed on."""
+class EngineCount(NamedTuple):
+    """How many messages the engine was given, and how many of these it failed on.
+
+    Messages that the engine was given are those that were labelled, and those that became dead
+    letters because the engine failed on them.
+    """
 
     messages: int
     failed: int
 
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> Self:
+        """Count the outcomes of a chunk."""
+        # Counting types takes half of the time that a loop with isinstance takes.
+        types = Counter(map(type, outcomes))
+        failed = types[DeadLetter] and sum(
+            isinstance(outcome, DeadLetter) and outcome.kind is ErrorKind.ENGINE
+            for outcome in outcomes
+        )
+        return cls(types[LabelledEvent] + failed, failed)
+
     @property
     def mostly_failed(self) -> bool:
+        """Return whether the model is at fault; fewer than 16 messages do not show it."""
         return self.messages >= _FEWEST_MESSAGES and 2 * self.failed > self.messages
 
 
 class FailureWindow:
     """Decides whether failures of the engine are the fault of single messages, or of the model.
 
-    Only messages that the engine was given count: those that were labelled, and those that became
-    dead letters because the engine failed on them. The model is at fault where the engine fails on
+    Only messages that the engine was given count. The model is at fault where the engine fails on
     more than half
 
     - of the chunk, if it has at least 16 messages; or
@@ -86,21 +102,20 @@ class FailureWindow:
 
     def __init__(self) -> None:
         """Begin with no chunks."""
-        self._chunks: deque[_Count] = deque()
+        self._chunks: deque[EngineCount] = deque()
 
-    def check(self, outcomes: Sequence[Outcome]) -> None:
-        """Judge the outcomes of a chunk, before they are published.
+    def check(self, chunk: EngineCount) -> None:
+        """Judge a chunk before it is published.
 
         Raises:
             EngineError: the engine fails on most messages of the chunk, or of the window.
 
         """
-        chunk = _count(outcomes)
         window = chunk
         for earlier in reversed(self._chunks):
             if window.messages >= _WINDOW_MESSAGES:
                 break
-            window = _Count(window.messages + earlier.messages, window.failed + earlier.failed)
+            window = EngineCount(window.messages + earlier.messages, window.failed + earlier.failed)
         for count in (chunk, window):
             if count.mostly_failed:
                 raise EngineError(
@@ -109,24 +124,15 @@ class FailureWindow:
                     "check the model folder and the memory",
                 )
 
-    def remember(self, outcomes: Sequence[Outcome]) -> None:
+    def remember(self, chunk: EngineCount) -> None:
         """Add a completed chunk, and forget chunks that no window can reach any more."""
-        count = _count(outcomes)
-        if not count.messages:
+        if not chunk.messages:
             return
-        self._chunks.append(count)
-        later = sum(chunk.messages for chunk in self._chunks) - self._chunks[0].messages
+        self._chunks.append(chunk)
+        later = sum(count.messages for count in self._chunks) - self._chunks[0].messages
         while later >= _WINDOW_MESSAGES:
             self._chunks.popleft()
             later -= self._chunks[0].messages
-
-
-def _count(outcomes: Sequence[Outcome]) -> _Count:
-    labelled = sum(isinstance(outcome, LabelledEvent) for outcome in outcomes)
-    failed = sum(
-        isinstance(outcome, DeadLetter) and outcome.kind is ErrorKind.ENGINE for outcome in outcomes
-    )
-    return _Count(labelled + failed, failed)
 
 
 def label(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
