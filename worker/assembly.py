@@ -6,7 +6,8 @@ import gc
 from typing import TYPE_CHECKING, Final
 
 from worker.errors import ConfigurationError
-from worker.events.codec import OUTPUT_FIELDS, Fields
+from worker.events.decoding import Fields
+from worker.events.encoding import OUTPUT_FIELDS
 from worker.inference.cache import DiskCache
 from worker.inference.classifier import Classifier
 from worker.logs.logger import log

@@ -11,7 +11,8 @@ from kafka.consumer.fetcher import ConsumerRecord
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from worker import pipeline
-from worker.events.codec import Fields, LabelEncoder, json_decoder
+from worker.events.decoding import Fields, json_decoder
+from worker.events.encoding import LabelEncoder
 from worker.events.records import DeadLetter, LabelledEvent
 from worker.inference.classifier import Classifier
 from worker.transports.kafka.batches import content_of, fill

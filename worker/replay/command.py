@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from worker import pipeline
 from worker.assembly import fields_of, open_classifier
 from worker.errors import ConfigurationError, WorkerError
-from worker.events.codec import LabelEncoder
+from worker.events.encoding import LabelEncoder
 from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
 from worker.replay.children import Children, HandedOver
 from worker.terminal.progress import Progress
@@ -40,7 +40,7 @@ from worker.transports.files.writing import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from worker.events.codec import Fields
+    from worker.events.decoding import Fields
     from worker.events.records import Outcome
     from worker.inference.artifact import Artifact
     from worker.inference.classifier import Classifier

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from worker import pipeline
 from worker.assembly import fields_of, open_classifier
-from worker.events.codec import LabelEncoder, decode_text, json_decoder
+from worker.events.decoding import decode_text, json_decoder
+from worker.events.encoding import LabelEncoder
 from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
 from worker.logs.logger import log
-from worker.logs.stacks import private_errors
+from worker.logs.stacks import redacted_errors
 from worker.run.watchdog import Watchdog
 from worker.telemetry.metrics import Metrics, Status
 from worker.telemetry.server import serving
@@ -89,7 +90,7 @@ def stream(settings: Settings, link: Link | None = None) -> int:
         else:
             stack.enter_context(serving(settings.run.listen, lambda: [status()]))
         stack.callback(transport.close, _CLOSING_SECONDS)
-        stack.enter_context(private_errors())
+        stack.enter_context(redacted_errors())
         pipeline.run(transport, classifier, completed=completed, stopping=stopping)
     log.info("stopped", uncommitted=transport.in_hand)
     return int(transport.in_hand)

@@ -18,7 +18,8 @@ from tests.transports.contract import (
     value_of,
 )
 from worker.errors import ConfigurationError, WorkerError
-from worker.events.codec import Fields, LabelEncoder
+from worker.events.decoding import Fields
+from worker.events.encoding import LabelEncoder
 from worker.transports.files import transport
 from worker.transports.files.reading import Format
 from worker.transports.files.transport import FileTransport, InputSource

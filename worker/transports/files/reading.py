@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from worker.errors import ConfigurationError, WorkerError
-from worker.events.codec import decode_text, json_decoder, row_decoder, split_row
+from worker.events.decoding import decode_text, json_decoder, row_decoder, split_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from worker.events.codec import Decoder, Fields
+    from worker.events.decoding import Decoder, Fields
 
 STANDARD_INPUT: Final = "-"
 _READ_BYTES: Final = 2**16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from worker.events.codec import Fields, LabelEncoder, encode_dead_letter
+from worker.events.encoding import LabelEncoder, encode_dead_letter
 from worker.events.records import DeadLetter, ErrorKind, FilePlace, Item, LabelledEvent, Record
 from worker.transports.files.reading import InputFile
 from worker.transports.files.writing import ReplayPosition
@@ -13,6 +13,7 @@ from worker.transports.files.writing import ReplayPosition
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from worker.events.decoding import Fields
     from worker.events.records import Outcome
     from worker.transports.files.reading import Format, Line
     from worker.transports.files.writing import Outputs

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from kafka.consumer.fetcher import ConsumerRecord
 
-    from worker.events.codec import LabelEncoder
+    from worker.events.encoding import LabelEncoder
 
 Headers: TypeAlias = "list[tuple[str, bytes]]"
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
     from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
-    from worker.events.codec import Decoder
+    from worker.events.decoding import Decoder
     from worker.events.records import Item, Outcome
     from worker.settings.schema import KafkaSettings
     from worker.transports.kafka.marks import Records
