@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+# How many records a chunk holds at most.
+CHUNK_RECORDS: Final = 2048
 TOKEN_BUDGET: Final = 512
 MEMORY_ENTRIES: Final = 200_000
 DISK_BYTES: Final = 256 * 2**20

@@ -6,12 +6,11 @@ and a second time only on request.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from tempfile import NamedTemporaryFile
+import secrets
 from typing import TYPE_CHECKING
 
 from worker.dead_letters.letters import letters_of_files
+from worker.durable import replaced
 from worker.errors import ConfigurationError, WorkerError
 from worker.events.records import FilePlace
 from worker.terminal.confirmations import confirmed
@@ -19,6 +18,7 @@ from worker.terminal.sentences import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from worker.dead_letters.letters import Filters, Letter
 
@@ -77,22 +77,22 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _write(files: Sequence[Path], filters: Filters, output: Path) -> None:
-    new = None
+    """Write the lines; the output is replaced once all of them are on disk.
+
+    Raises:
+        WorkerError: the output cannot be written, or a piece of a line is missing.
+
+    """
+    # Another redrive to the same output at the same time has a draft of its own.
+    draft = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     try:
-        with NamedTemporaryFile(dir=output.parent, prefix=f".{output.name}.", delete=False) as file:
-            new = Path(file.name)
+        with replaced(output, draft) as file:
             end = b""
             for letter in _chosen(files, filters):
                 file.write((end if _piece(letter) <= 1 else b"") + (letter.value or b""))
                 end = b"\n"
             file.write(end)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(output)
     except OSError as error:
         raise WorkerError(
             f"cannot write {output}: {error.strerror}", "check the path, its rights and the room"
         ) from None
-    finally:
-        if new is not None:
-            new.unlink(missing_ok=True)

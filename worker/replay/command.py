@@ -34,7 +34,7 @@ from worker.transports.files.writing import (
     RunIdentity,
     StreamedOutputs,
     checkpoint_of,
-    replacement_of,
+    draft_of,
 )
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _check_paths(files: ReplayFiles) -> None:
     written = [_dead_letters(files)]
     if files.output is not None:
         checkpoint = checkpoint_of(files.output)
-        written += [files.output, checkpoint, replacement_of(checkpoint)]
+        written += [files.output, checkpoint, draft_of(checkpoint)]
     for path in [*inputs, *map(str, written)]:
         identity = _identity_of(path, must_exist=path in inputs)
         if identity in parts:

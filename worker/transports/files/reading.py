@@ -51,6 +51,11 @@ _FORMAT_OF_SUFFIX: Final = {
 }
 
 
+def format_of_suffix(path: Path) -> Format | None:
+    """Return the format that a file's suffix names, in upper or lower case; None if it names none."""
+    return _FORMAT_OF_SUFFIX.get(path.suffix.lower())
+
+
 def format_of(path: str) -> Format:
     """Tell a file's format from its name, `.gz` aside.
 
@@ -58,13 +63,13 @@ def format_of(path: str) -> Format:
         ConfigurationError: the name does not tell.
 
     """
-    suffix = Path(path.removesuffix(".gz")).suffix.lower()
-    if suffix not in _FORMAT_OF_SUFFIX:
+    form = format_of_suffix(Path(path.removesuffix(".gz")))
+    if form is None:
         name = "standard input" if path == STANDARD_INPUT else path
         raise ConfigurationError(
             f"cannot tell the format of {name}", f"say --format {'|'.join(Format)}"
         )
-    return _FORMAT_OF_SUFFIX[suffix]
+    return form
 
 
 class FilePosition(NamedTuple):

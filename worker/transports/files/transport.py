@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from worker.defaults import CHUNK_RECORDS
 from worker.events.codec import Fields, LabelEncoder, encode_dead_letter
 from worker.events.records import DeadLetter, ErrorKind, FilePlace, Item, LabelledEvent, Record
 from worker.transports.files.reading import InputFile
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from worker.transports.files.reading import Format, Line
     from worker.transports.files.writing import Outputs
 
-CHUNK_RECORDS: Final = 2048
 CHUNK_BYTES: Final = 256 * 2**10
 IDLE_SECONDS: Final = 0.2
 

@@ -12,20 +12,22 @@ import fcntl
 import hashlib
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from worker.durable import replaced
 from worker.errors import ConfigurationError, WorkerError
 from worker.transports.files.reading import FilePosition
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _READ_BYTES: Final = 2**20
 _EMPTY_SHA256: Final = hashlib.sha256().hexdigest()
+_CONTINUES: Final = "run the same command again once there is room: it continues"
 
 
 class _Strict(BaseModel):
@@ -136,10 +138,10 @@ class StreamedOutputs:
         if letters:
             if self._letters is None:
                 self._letters = _open_append(self._letters_path, fcntl.LOCK_SH)
-            with _ExplainedWriteErrors(self._letters_path):
+            with _explained_write_errors(self._letters_path):
                 self._letters.write(_lines(letters))
                 self._letters.flush()
-        with _ExplainedWriteErrors(self._labels_path):
+        with _explained_write_errors(self._labels_path):
             self._labels.write(_lines(labels))
             self._labels.flush()
         self.position = position
@@ -285,7 +287,7 @@ class _AppendFile:
         if self._file is None:
             return
         self._digest, self._bytes = hashlib.sha256(), 0
-        with _ExplainedWriteErrors(self._path), self._path.open("rb") as file:
+        with _explained_write_errors(self._path), self._path.open("rb") as file:
             while block := file.read(min(_READ_BYTES, written.bytes - self._bytes)):
                 self._digest.update(block)
                 self._bytes += len(block)
@@ -299,16 +301,14 @@ class _AppendFile:
         """Cut off what is beyond, after a check."""
         self.check(written)
         if self._file is not None:
-            with _ExplainedWriteErrors(self._path):
+            with _explained_write_errors(self._path):
                 os.ftruncate(self._file.fileno(), written.bytes)
 
     def append(self, data: bytes) -> None:
         """Append and sync."""
         if self._file is None or not data:
             return
-        with _ExplainedWriteErrors(
-            self._path, "run the same command again once there is room: it continues"
-        ):
+        with _explained_write_errors(self._path, _CONTINUES):
             self._file.write(data)
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -323,22 +323,23 @@ class _AppendFile:
             self._file = None
 
 
-class _ExplainedWriteErrors:
-    """Turns the errors of a file that is being written into a sentence."""
+@contextmanager
+def _explained_write_errors(
+    path: Path, advice: str = "check the path, its rights and the room"
+) -> Iterator[None]:
+    """Turn the error of a file that cannot be written into a sentence.
 
-    def __init__(self, path: Path, advice: str = "check the path, its rights and the room") -> None:
-        self._path = path
-        self._advice = advice
+    Raises:
+        WorkerError: in place of any error of the system but one: where the reader of standard
+            output has seen enough, the pipe is broken, and the command ends in silence.
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        # A reader of standard output that has seen enough is no error to tell of.
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-            raise WorkerError(
-                f"cannot write {self._path}: {error.strerror}", self._advice
-            ) from None
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise WorkerError(f"cannot write {path}: {error.strerror}", advice) from None
 
 
 def _read_checkpoint(path: Path) -> _Checkpoint | None:
@@ -354,21 +355,12 @@ def _read_checkpoint(path: Path) -> _Checkpoint | None:
 
 
 def _write_checkpoint(path: Path, checkpoint: _Checkpoint) -> None:
-    new = replacement_of(path)
-    with _ExplainedWriteErrors(path, "run the same command again once there is room: it continues"):
-        with new.open("w", encoding="utf-8") as file:
-            file.write(checkpoint.model_dump_json(indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    content = checkpoint.model_dump_json(indent=1) + "\n"
+    with _explained_write_errors(path, _CONTINUES), replaced(path, draft_of(path)) as file:
+        file.write(content.encode())
 
 
-def replacement_of(checkpoint: Path) -> Path:
+def draft_of(checkpoint: Path) -> Path:
     """Return where a checkpoint is written before it takes its place."""
     return checkpoint.with_name(checkpoint.name + ".new")
 
@@ -400,7 +392,7 @@ def _refuse_foreign(*paths: Path) -> None:
 
 def _open_append(path: Path, lock: int) -> IO[bytes]:
     """Open a file to append to, and lock it: alone, or with others that only append."""
-    with _ExplainedWriteErrors(path):
+    with _explained_write_errors(path):
         file = path.open("ab")
     try:
         fcntl.flock(file, lock | fcntl.LOCK_NB)
@@ -418,7 +410,7 @@ def _open_new(path: Path, overwrite: bool) -> IO[bytes]:  # noqa: FBT001 - priva
         _refuse_foreign(path)
     file = _open_append(path, fcntl.LOCK_EX)
     if path.is_file():
-        with _ExplainedWriteErrors(path):
+        with _explained_write_errors(path):
             file.truncate(0)
             checkpoint_of(path).unlink(missing_ok=True)
     return file
