@@ -106,7 +106,7 @@ LAYERS = [
     {"worker.telemetry"},
     {"worker.transports"},
     {"worker.transports.files", "worker.transports.kafka"},
-    {"worker.pipeline", "worker.assembly"},
+    {"worker.pipeline", "worker.assembly", "worker.children"},
     {"worker.run"},
     {"worker.replay"},
     {"worker.evaluation", "worker.demo"},

@@ -341,13 +341,13 @@ def arguments(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def child(arguments: list[str]) -> Iterator[supervisor._Child]:
-    child = supervisor._Child(0, arguments)
+def child(arguments: list[str]) -> Iterator[supervisor._ConsumerChild]:
+    child = supervisor._ConsumerChild(0, arguments)
     yield child
     child.kill()
 
 
-def is_ready(child: supervisor._Child) -> bool:
+def is_ready(child: supervisor._ConsumerChild) -> bool:
     child.look_after()
     supervisor._listen([child])
     return child.status().ready
@@ -391,7 +391,7 @@ def test_the_configuration_being_wrong_for_a_process_ends_the_worker_at_once(
 
 
 def test_a_process_that_hangs_is_not_live_and_is_again_when_it_goes_on(
-    child: supervisor._Child, monkeypatch: pytest.MonkeyPatch
+    child: supervisor._ConsumerChild, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_until(lambda: is_ready(child), "the child to be ready")
     monkeypatch.setattr(supervisor, "_SILENT_SECONDS", 3)
@@ -407,7 +407,7 @@ def test_a_process_that_hangs_is_not_live_and_is_again_when_it_goes_on(
 
 
 def test_a_process_that_never_tells_anything_is_live_for_as_long_as_a_start_may_take(
-    child: supervisor._Child, monkeypatch: pytest.MonkeyPatch
+    child: supervisor._ConsumerChild, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert child.status() == Status(0, live=True, ready=False, problem="not running yet")
     child.look_after()
@@ -417,7 +417,7 @@ def test_a_process_that_never_tells_anything_is_live_for_as_long_as_a_start_may_
 
 
 def test_a_process_is_not_taken_from_the_current_folder_unless_its_parent_was(
-    child: supervisor._Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    child: supervisor._ConsumerChild, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "worker.py").write_text("raise SystemExit(2)")
     monkeypatch.chdir(tmp_path)
