@@ -1,4 +1,4 @@
-"""Defaults of the Python API and of the settings alike, in a module that is quick to import."""
+"""Defaults that the Python API, the settings and the benchmarks share; quick to import."""
 
 from __future__ import annotations
 

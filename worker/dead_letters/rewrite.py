@@ -1,7 +1,7 @@
-"""`worker dead-letters redrive FILE`: the lines that `worker replay` could not label, as they were.
+"""`worker dead-letters redrive FILE`: writes the lines that `worker replay` could not label.
 
-Letters of files go back into a file, for another `worker replay`. It appears whole or not at all,
-and a second time only on request.
+The lines go into a file as they were, for another `worker replay`. The file appears whole or not at
+all, and one that exists is replaced only on request.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def rewrite(
 
 
 def _chosen(files: Sequence[Path], filters: Filters) -> Iterator[Letter]:
-    """Yield the letters that are meant; those of one line follow each other.
+    """Yield the letters that the filters take; the pieces of a line follow each other.
 
     Raises:
         WorkerError: a piece of a line is missing.
@@ -68,7 +68,7 @@ def _chosen(files: Sequence[Path], filters: Filters) -> Iterator[Letter]:
 
 
 def _piece(letter: Letter) -> int:
-    """Return which piece of a long line a letter holds, from 1; 0 is a whole line."""
+    """Return which piece of a long line a letter holds, counted from 1; 0 for a whole line."""
     return letter.place.part if isinstance(letter.place, FilePlace) else 0
 
 

@@ -1,9 +1,9 @@
-"""Output files that survive kill -9: appended, synced, then vouched for by a checkpoint.
+"""Output files that survive kill -9: they are appended to and synced, and then a checkpoint moves.
 
-The checkpoint says how far inputs were read and outputs written, and for which run. It is
-replaced as a whole, after the outputs are on disk. What an output holds beyond it, from a chunk
-that a kill cut short, is cut off before going on; so the end is byte-identical to that of an
-undisturbed run.
+The checkpoint says for which run the files are, how far its inputs were read, and how far its
+outputs were written. It is replaced as a whole, after the outputs are on disk. A kill may leave
+bytes of a chunk behind that in an output. A run that continues cuts them off first, so that in the
+end the outputs are byte for byte those of a run that was never disturbed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ReplayPosition(_Strict):
 
 
 class Totals(_Strict):
-    """What became of the records so far, over all sittings of a run."""
+    """How many records a run has labelled and dead-lettered, also before it was interrupted."""
 
     labelled: int = 0
     dead_letters: int = 0
@@ -74,7 +74,7 @@ class _Checkpoint(_Strict):
     position: ReplayPosition = ReplayPosition()
     labels: _Written = _Written()
     letters: _Written = _Written()
-    # Before the first dead letter, a file of that name is someone else's.
+    # Until the run has a dead letter, a file of that name belongs to someone else.
     letters_begun: bool = False
     totals: Totals = Totals()
     finished: bool = False
@@ -89,11 +89,11 @@ class Outputs(Protocol):
 
     @property
     def totals(self) -> Totals:
-        """Return what became of the records so far."""
+        """Return how many records were labelled and dead-lettered so far."""
 
     @property
     def finished(self) -> bool:
-        """Tell whether the run is done."""
+        """Return whether the run is done."""
 
     def write(
         self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
@@ -134,7 +134,7 @@ class StreamedOutputs:
     def write(
         self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
     ) -> None:
-        """Append lines; the dead letters first, so that none is missing where labels go on."""
+        """Append lines; dead letters go first, so that none is missing before a later label."""
         if letters:
             if self._letters is None:
                 self._letters = _open_append(self._letters_path, fcntl.LOCK_SH)
@@ -155,7 +155,7 @@ class StreamedOutputs:
         """Close the files; standard output stays open."""
         for file in (self._letters, self._labels):
             if file is not None and file is not getattr(sys.stdout, "buffer", None):
-                # What could not be written was said already.
+                # That something could not be written has been reported already.
                 with suppress(OSError):
                     file.close()
 
@@ -164,7 +164,7 @@ class CheckpointedOutputs:
     """Labels and dead letters in files that a killed run continues, byte for byte."""
 
     def __init__(self, labels: Path, letters: Path, run: RunIdentity, *, overwrite: bool) -> None:
-        """Find out how far the run has come, and cut off what no checkpoint vouches for.
+        """Read how far the run has come, and cut off what the outputs hold beyond that.
 
         Raises:
             ConfigurationError: the files belong to another run, or to none.
@@ -188,12 +188,12 @@ class CheckpointedOutputs:
 
     @property
     def totals(self) -> Totals:
-        """Return what became of the records so far."""
+        """Return how many records were labelled and dead-lettered so far."""
         return self._checkpoint.totals
 
     @property
     def finished(self) -> bool:
-        """Tell whether the run is done."""
+        """Return whether the run is done."""
         return self._checkpoint.finished
 
     def write(
@@ -278,7 +278,7 @@ class _AppendFile:
         return _Written(bytes=self._bytes, sha256=self._digest.hexdigest())
 
     def open(self) -> None:
-        """Open the file, make it where there is none, and lock other runs out."""
+        """Open the file, or create it, and lock other runs out."""
         if self._file is None:
             self._file = _open_append(self._path, fcntl.LOCK_EX)
 
@@ -298,14 +298,14 @@ class _AppendFile:
             )
 
     def cut(self, written: _Written) -> None:
-        """Cut off what is beyond, after a check."""
+        """Cut off what stands behind the bytes that were written, after a check of these."""
         self.check(written)
         if self._file is not None:
             with _explained_write_errors(self._path):
                 os.ftruncate(self._file.fileno(), written.bytes)
 
     def append(self, data: bytes) -> None:
-        """Append and sync."""
+        """Append bytes, and sync the file."""
         if self._file is None or not data:
             return
         with _explained_write_errors(self._path, _CONTINUES):
@@ -317,7 +317,7 @@ class _AppendFile:
 
     def close(self) -> None:
         if self._file is not None:
-            # What could not be written was said already.
+            # That something could not be written has been reported already.
             with suppress(OSError):
                 self._file.close()
             self._file = None
@@ -361,7 +361,7 @@ def _write_checkpoint(path: Path, checkpoint: _Checkpoint) -> None:
 
 
 def draft_of(checkpoint: Path) -> Path:
-    """Return where a checkpoint is written before it takes its place."""
+    """Return the path at which a checkpoint is written before it is renamed."""
     return checkpoint.with_name(checkpoint.name + ".new")
 
 
@@ -369,14 +369,14 @@ def _compare(path: Path, before: RunIdentity, now: RunIdentity) -> None:
     if before == now:
         return
     if before.inputs != now.inputs:
-        problem = "the inputs are others, or have changed"
+        problem = "its inputs are different files, or have changed"
     elif before.model != now.model:
-        problem = "the model or its thresholds are others"
+        problem = "its model or thresholds are different"
     else:
         names = [name for name in now.options if before.options.get(name) != now.options[name]]
-        problem = f"options are others ({', '.join(names)})"
+        problem = f"it has different options ({', '.join(names)})"
     raise ConfigurationError(
-        f"{path} is of another run: {problem}",
+        f"{path} belongs to another run: {problem}",
         "run the same command on the same files, name another -o, or start anew with --overwrite",
     )
 
@@ -385,13 +385,13 @@ def _refuse_foreign(*paths: Path) -> None:
     for path in paths:
         if path.exists() and path.stat().st_size:
             raise ConfigurationError(
-                f"{path} exists, and is not of a run that can be continued",
+                f"{path} exists, and does not belong to a run that can be continued",
                 "name another file, or start anew with --overwrite",
             )
 
 
 def _open_append(path: Path, lock: int) -> IO[bytes]:
-    """Open a file to append to, and lock it: alone, or with others that only append."""
+    """Open a file to append to; LOCK_EX locks it for one run, LOCK_SH for all that append."""
     with _explained_write_errors(path):
         file = path.open("ab")
     try:
@@ -405,7 +405,7 @@ def _open_append(path: Path, lock: int) -> IO[bytes]:
 
 
 def _open_new(path: Path, overwrite: bool) -> IO[bytes]:  # noqa: FBT001 - private, named by its one caller
-    """Open a file for a run that keeps no checkpoint; one of an earlier run does not fit it."""
+    """Open and empty a file for a run without checkpoint, and remove that of an earlier run."""
     if not overwrite:
         _refuse_foreign(path)
     file = _open_append(path, fcntl.LOCK_EX)
@@ -423,7 +423,7 @@ def _standard_output() -> IO[bytes]:
 
 
 def checkpoint_of(labels: Path) -> Path:
-    """Return where the checkpoint of an output stands."""
+    """Return the path of the checkpoint of an output."""
     return labels.with_name(labels.name + ".checkpoint")
 
 
