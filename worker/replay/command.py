@@ -55,8 +55,9 @@ _DEAD_LETTERS_WITHOUT_OUTPUT: Final = Path("dead-letters.jsonl")
 class ReplayFiles:
     """What to read and where to write.
 
-    Without `output` labels go to standard output, and without `dead_letters` dead letters go next
-    to the output. Without `form` the names of the inputs tell their formats.
+    Without `output`, labels go to standard output. Without `dead_letters`, dead letters go to a file
+    next to the output, or to dead-letters.jsonl where there is none. Without `form`, the format of
+    each input follows from its name.
     """
 
     inputs: Sequence[str]
