@@ -98,7 +98,7 @@ def test_nothing_that_runs_code_from_data_is_used(name: str) -> None:
 
 # Who may import whom: a module of a layer those of its own layer and of the layers above it here.
 LAYERS = [
-    {"worker.errors", "worker.defaults", "worker.strict"},
+    {"worker.errors", "worker.defaults", "worker.durable", "worker.strict"},
     {"worker.logs", "worker.terminal"},
     {"worker.inference"},
     {"worker"},
@@ -106,7 +106,7 @@ LAYERS = [
     {"worker.telemetry"},
     {"worker.transports"},
     {"worker.transports.files", "worker.transports.kafka"},
-    {"worker.pipeline", "worker.assembly"},
+    {"worker.pipeline", "worker.assembly", "worker.children"},
     {"worker.run"},
     {"worker.replay"},
     {"worker.evaluation", "worker.demo"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import stat
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
@@ -314,6 +315,33 @@ def test_a_file_is_written_a_second_time_only_on_request(
     assert again.read_bytes() == b"other"
     assert main([*command, "--again"]) == 0
     assert again.read_bytes() == before
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_the_file_has_the_rights_that_the_umask_leaves(
+    letters: Path, tmp_path: Path, umask: int, mode: int
+) -> None:
+    again = tmp_path / "again"
+    before = os.umask(umask)
+    try:
+        assert main(["dead-letters", "redrive", str(letters), "-o", str(again), "--yes"]) == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(again.stat().st_mode) == mode
+
+
+def test_the_file_and_then_its_name_are_on_disk_when_the_command_ends(
+    letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = tmp_path / "again"
+    synced: list[tuple[int, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, again.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert main(["dead-letters", "redrive", str(letters), "-o", str(again), "--yes"]) == 0
+    assert synced == [(again.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 
 def test_the_letters_themselves_are_never_written_over(letters: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from worker.bench.machine import machine
-from worker.defaults import TOKEN_BUDGET
+from worker.defaults import CHUNK_RECORDS, TOKEN_BUDGET
 from worker.inference.classifier import Classifier
 from worker.inference.engine import Engine
 from worker.inference.tokens import TextTokenizer
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from worker.inference.artifact import Artifact
 
-CHUNK: Final = 2048
 _LENGTHS: Final = (4, 6, 8, 12, 16, 32, 64)
 _BATCHES: Final = (1, 4, 16)
 _ROUNDS: Final = 7
@@ -101,8 +100,8 @@ def batch_speeds(artifact: Artifact, texts: Sequence[str]) -> list[BatchSpeed]:
 
 def _per_second(classifier: Classifier, texts: Sequence[str]) -> float:
     def all_of_them() -> None:
-        for begin in range(0, len(texts), CHUNK):
-            classifier.classify(texts[begin : begin + CHUNK])
+        for begin in range(0, len(texts), CHUNK_RECORDS):
+            classifier.classify(texts[begin : begin + CHUNK_RECORDS])
 
     return len(texts) / _seconds(all_of_them)
 

@@ -201,7 +201,7 @@ class KafkaSettings(Strict):
     ] = 2**21
     chunk_records: Annotated[
         int, Field(ge=1, le=10_000, description="bound of a chunk, in records")
-    ] = 2048
+    ] = defaults.CHUNK_RECORDS
     chunk_seconds: Annotated[
         float, Field(gt=0, le=30, description="bound of a chunk, in time to label it")
     ] = 0.5
