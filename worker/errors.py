@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+from typing import Final
+
+
+class ExitCode(IntEnum):
+    """How a command ends."""
+
+    DONE = 0
+    FAILED = 1
+    WRONG_USAGE = 2
+    DONE_WITH_DEAD_LETTERS = 3
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+EXIT_CODES: Final = {
+    ExitCode.DONE: "done",
+    ExitCode.FAILED: "failed: standard error says what and where",
+    ExitCode.WRONG_USAGE: "wrong usage or configuration; nothing was done",
+    ExitCode.DONE_WITH_DEAD_LETTERS: "done, but some records became dead letters",
+    ExitCode.INTERRUPTED: "interrupted by SIGINT; ready to be continued",
+    ExitCode.TERMINATED: "interrupted by SIGTERM; ready to be continued",
+}
+
 
 class WorkerError(Exception):
-    """Something that ends a command, told in one sentence.
+    """What ends a command, explained in one sentence.
 
-    The sentence is ours: messages of libraries quote their input (texts, secrets) and are never
-    passed on.
+    The sentence is our own, because messages of libraries quote their input (texts, secrets). They
+    are never passed on.
     """
 
     def __init__(self, problem: str, advice: str = "") -> None:
-        """Keep the problem (what and where) and the advice (what to do)."""
+        """Join the problem (what is wrong, and where) and the advice (what to do)."""
         super().__init__(f"{problem}; {advice}" if advice else problem)
 
 

@@ -16,7 +16,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from worker.errors import ConfigurationError, WorkerError
+from worker.errors import ConfigurationError, ExitCode, WorkerError
 from worker.run.link import start_child
 from worker.transports.files.writing import ReplayPosition, Totals
 
@@ -30,7 +30,6 @@ _END_SECONDS: Final = 10.0
 _READ_BYTES: Final = 2**20
 # How many chunks of a child may wait for those before them.
 _CHUNKS_WAITING: Final = 4
-_WRONG_CONFIGURATION: Final = 2
 
 
 class EncodedChunk(NamedTuple):
@@ -181,7 +180,7 @@ class _Child:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
         if code := self._process.poll():
-            kind = ConfigurationError if code == _WRONG_CONFIGURATION else WorkerError
+            kind = ConfigurationError if code == ExitCode.WRONG_USAGE else WorkerError
             raise kind(
                 f"process {self._number} has failed (exit code {code})",
                 "see what it says above, then run the same command again: with -o it continues",

@@ -13,7 +13,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from worker.errors import ConfigurationError, WorkerError
+from worker.errors import ConfigurationError, ExitCode, WorkerError
 from worker.logs.logger import log
 from worker.run.link import Link, start_child
 from worker.run.process import stream
@@ -35,7 +35,6 @@ _DEATHS_IN_A_ROW: Final = 6
 # Of a child's silence; its watchdog speaks earlier where it can.
 _SILENT_SECONDS: Final = 60.0
 _KILL_AFTER_SECONDS: Final = 3.0
-_WRONG_CONFIGURATION: Final = 2
 
 
 def run(settings: Settings, arguments: Sequence[str], child: str | None) -> int:
@@ -144,7 +143,7 @@ class _Child:
         if code is None:
             return
         self._drop()
-        if code == _WRONG_CONFIGURATION:
+        if code == ExitCode.WRONG_USAGE:
             raise ConfigurationError(
                 f"process {self._number} cannot start", "see what it says above"
             )
