@@ -194,8 +194,8 @@ SETTINGS: Final = {
     ),
     "kafka.deadline_seconds": Setting(
         30.0,
-        "The time in seconds that publishing a chunk may take. Then it is abandoned, and done "
-        "again when the brokers are back.",
+        "The time in seconds in which a chunk must be labelled and published. One that takes "
+        "longer is abandoned, and done again when the brokers are back.",
     ),
     "kafka.max_poll_interval_seconds": Setting(
         300.0,
