@@ -338,11 +338,12 @@ def test_a_variable_that_is_no_setting_is_an_error_that_names_the_nearest(
     )
 
 
+@pytest.mark.parametrize("name", ["WORKER_FOO", "WORKER_QQQQQQQQ", "WORKER_"])
 def test_a_variable_like_no_setting_is_an_error_that_names_the_reference(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv("WORKER_QQQQQQQQ", MARKER)
-    message = r"variable WORKER_QQQQQQQQ is not a setting; docs/configuration\.md has all settings"
+    monkeypatch.setenv(name, MARKER)
+    message = rf"variable {name} is not a setting; docs/configuration\.md has all settings"
     with pytest.raises(ConfigurationError, match=message):
         load_settings(None, {})
 

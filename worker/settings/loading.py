@@ -99,19 +99,16 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
 
 def _check_variables() -> None:
     """Raise for a variable that is named like a setting and is none, such as a misspelt one."""
-    known = list(setting_variables())
+    known = [name.removeprefix(PREFIX) for name in setting_variables()]
     for name in sorted(os.environ):
-        variable = name.upper()
-        if (
-            variable.startswith(PREFIX)
-            and variable not in known
-            and not variable.startswith(f"{PREFIX}THRESHOLDS{NESTING}")
-            and not KUBERNETES.fullmatch(variable)
-        ):
-            nearest = difflib.get_close_matches(variable, known, n=1)
+        if not name.upper().startswith(PREFIX) or KUBERNETES.fullmatch(name.upper()):
+            continue
+        setting = name.upper().removeprefix(PREFIX)
+        if setting not in known and not setting.startswith(f"THRESHOLDS{NESTING}"):
+            nearest = difflib.get_close_matches(setting, known, n=1)
             raise ConfigurationError(
                 f"the environment variable {name} is not a setting",
-                f"did you mean {nearest[0]}?" if nearest else _REFERENCE,
+                f"did you mean {PREFIX}{nearest[0]}?" if nearest else _REFERENCE,
             )
 
 
