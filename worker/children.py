@@ -15,13 +15,12 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from worker.errors import ConfigurationError, WorkerError
+from worker.errors import ConfigurationError, ExitCode, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _RECEIVE_BYTES: Final = 2**20
-_WRONG_CONFIGURATION: Final = 2
 
 
 class ChildProcess:
@@ -82,5 +81,5 @@ def connect_to_parent(argument: str) -> tuple[int, socket.socket]:
 
 def child_error(exit_code: int, problem: str, advice: str) -> WorkerError:
     """Return an error that makes the parent end with the same exit code as its child, 1 or 2."""
-    kind = ConfigurationError if exit_code == _WRONG_CONFIGURATION else WorkerError
+    kind = ConfigurationError if exit_code == ExitCode.WRONG_USAGE else WorkerError
     return kind(problem, advice)

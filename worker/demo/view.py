@@ -35,7 +35,8 @@ def view(path: str) -> None:
     """Print a line for each labelled message of a file, or of standard input if `path` is `-`.
 
     Raises:
-        WorkerError: the file cannot be read, or is not what `worker replay --include-text` writes.
+        WorkerError: standard input is closed, the file cannot be read, or it is not what
+            `worker replay --include-text` writes.
 
     """
     _allow_any_text()
@@ -103,6 +104,8 @@ def _allow_any_text() -> None:
 def _lines(path: str) -> Iterator[bytes]:
     try:
         if path == "-":
+            if sys.stdin is None:
+                raise WorkerError("standard input is closed", "name a file")
             yield from sys.stdin.buffer
             return
         with open(path, "rb") as file:  # noqa: PTH123 - Path would change the path that the user gave

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from worker import pipeline
 from worker.assembly import collect_garbage_rarely, fields_of, open_classifier
-from worker.errors import ConfigurationError, WorkerError
+from worker.errors import ConfigurationError, ExitCode, WorkerError
 from worker.events.encoding import LabelEncoder
 from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
 from worker.replay.children import Children, ParentOutputs
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from worker.inference.classifier import Classifier
     from worker.settings.schema import Settings
 
-DONE: Final = 0
-DONE_WITH_DEAD_LETTERS: Final = 3
 _DEAD_LETTERS_WITHOUT_OUTPUT: Final = Path("dead-letters.jsonl")
 
 
@@ -93,7 +91,7 @@ def replay(
     try:
         if outputs.finished:
             say(f"this run is finished: {_totals(outputs)}; start it anew with --overwrite")
-            return DONE
+            return ExitCode.DONE
         if outputs.totals.labelled or outputs.totals.dead_letters:
             say(f"continuing after {_totals(outputs)}")
         processes = _processes(files, settings)
@@ -148,7 +146,7 @@ def _label_shard(
     finally:
         outputs.close()
         classifier.close()
-    return DONE
+    return ExitCode.DONE
 
 
 def _label(
@@ -205,8 +203,8 @@ def _run(
     say(f"done: {_totals(outputs)}, {progress.summary()}")
     if outputs.totals.dead_letters:
         say(f"dead letters, with the reason for each: {_dead_letters(files)}")
-        return DONE_WITH_DEAD_LETTERS
-    return DONE
+        return ExitCode.DONE_WITH_DEAD_LETTERS
+    return ExitCode.DONE
 
 
 class _InputProgress:
