@@ -9,8 +9,15 @@ from kafka import errors as kafka_errors
 from kafka.serializer import Serializer
 
 from worker.errors import WorkerError
+from worker.transports.kafka.client_internals import (
+    begin_abort,
+    begin_commit,
+    close_by_force,
+    last_error,
+)
 from worker.transports.kafka.clients import new_producer, sentence
-from worker.transports.kafka.publishers import Deadline, await_result, discard, flushed
+from worker.transports.kafka.durations import in_ms
+from worker.transports.kafka.publishers import Deadline, await_result, flushed
 from worker.transports.kafka.records import REDRIVE, ROUNDS
 
 if TYPE_CHECKING:
@@ -52,11 +59,10 @@ class Sender:
         self._producer = new_producer(
             settings,
             transactional_id=f"{settings.dead_letter_topic}-redrive",
-            transaction_timeout_ms=int(settings.transaction_timeout_seconds * 1000),
-            max_block_ms=int(settings.deadline_seconds * 1000),
+            transaction_timeout_ms=in_ms(settings.transaction_timeout_seconds),
+            max_block_ms=in_ms(settings.deadline_seconds),
             value_serializer=_Exact(),
         )
-        self._manager = self._producer._transaction_manager  # noqa: SLF001 - the public calls never time out
 
     def __enter__(self) -> Self:
         """End any other sender, and settle what it left undecided.
@@ -68,7 +74,7 @@ class Sender:
         try:
             self._producer.init_transactions()
         except BaseException:
-            discard(self._producer)
+            close_by_force(self._producer)
             raise
         return self
 
@@ -78,8 +84,8 @@ class Sender:
             deadline = Deadline()
             deadline.bring_forward(_ABORT_SECONDS)
             with suppress(kafka_errors.KafkaError):
-                await_result(self._producer, self._manager.begin_abort(), deadline)
-        discard(self._producer)
+                await_result(begin_abort(self._producer), deadline)
+        close_by_force(self._producer)
 
     def send(self, batch: Sequence[Outgoing], receipts: Mapping[int, bytes]) -> None:
         """Send letters back and write receipts, by partition: all of it or nothing.
@@ -101,12 +107,12 @@ class Sender:
             for topic, future in sent:
                 if future.failed():
                     raise self._explain(future.exception, topic)
-            await_result(self._producer, self._manager.begin_commit(), deadline)
+            await_result(begin_commit(self._producer), deadline)
         except kafka_errors.KafkaError as error:
             raise self._explain(error) from None
         self._in_transaction = False
 
-    def _send_back(self, outgoing: Outgoing) -> Any:  # noqa: ANN401 - has no types
+    def _send_back(self, outgoing: Outgoing) -> Any:  # noqa: ANN401 - kafka-python has no types
         letter, partition = outgoing
         headers = [(name, value) for name, value in letter.headers if name != ROUNDS]
         headers.append((ROUNDS, str(letter.rounds + 1).encode()))
@@ -125,7 +131,7 @@ class Sender:
                 f"raise that setting, then {_CONTINUES}",
             ) from None
 
-    def _send_receipt(self, partition: int, receipt: bytes) -> Any:  # noqa: ANN401 - has no types
+    def _send_receipt(self, partition: int, receipt: bytes) -> Any:  # noqa: ANN401 - kafka-python has no types
         headers = _Headers([(REDRIVE, _VERSION)])
         return self._producer.send(
             self._topic, _Content(receipt, ()), headers=headers, partition=partition
@@ -138,7 +144,7 @@ class Sender:
                 f"raise its max.message.bytes, then {_CONTINUES}",
             )
         # Calls on a producer that has failed say only that it has.
-        cause = self._manager.last_error or error
+        cause = last_error(self._producer) or error
         if isinstance(cause, _FENCED):
             return WorkerError(
                 f"another redrive of {self._topic} has begun, or a transaction took too long",

@@ -14,14 +14,15 @@ from kafka import TopicPartition
 from worker.errors import ConfigurationError, WorkerError
 from worker.events.records import ErrorKind, TopicPlace
 from worker.terminal.confirmations import confirmed
+from worker.transports.kafka.client_internals import close_by_force
 from worker.transports.kafka.clients import (
     explained_kafka_errors,
     new_admin,
     new_consumer,
     new_producer,
 )
+from worker.transports.kafka.durations import in_ms
 from worker.transports.kafka.positions import Mark
-from worker.transports.kafka.publishers import discard
 from worker.transports.kafka.records import KIND, NULLS, OFFSET, PARTITION, REASON, TOPIC
 from worker.transports.kafka.undecodable import end_of_undecodable, readable
 
@@ -68,7 +69,7 @@ def _committed(
     consumer: KafkaConsumer, partition: TopicPartition, settings: KafkaSettings
 ) -> OffsetAndMetadata:
     committed = consumer.committed(
-        partition, metadata=True, timeout_ms=int(settings.deadline_seconds * 1000)
+        partition, metadata=True, timeout_ms=in_ms(settings.deadline_seconds)
     )
     if committed is None:
         raise WorkerError(
@@ -129,7 +130,7 @@ def _leave_letter(settings: KafkaSettings, place: TopicPlace, stretch: str) -> N
             headers=[(name, value.encode()) for name, value in headers.items()],
         ).get(timeout=settings.deadline_seconds)
     finally:
-        discard(producer)
+        close_by_force(producer)
 
 
 def _move(
@@ -141,4 +142,4 @@ def _move(
 ) -> None:
     mark = Mark.read(committed.metadata).passed(end)
     # The broker refuses it to us if a worker has joined meanwhile.
-    consumer.commit({partition: mark.at(end)}, timeout_ms=int(settings.deadline_seconds * 1000))
+    consumer.commit({partition: mark.at(end)}, timeout_ms=in_ms(settings.deadline_seconds))

@@ -13,6 +13,7 @@ from worker.dead_letters.letters import Letter
 from worker.errors import ConfigurationError, WorkerError
 from worker.events.records import TopicPlace
 from worker.transports.kafka.clients import new_consumer, resume
+from worker.transports.kafka.durations import in_ms
 from worker.transports.kafka.records import (
     KIND,
     OFFSET,
@@ -126,7 +127,7 @@ class DeadLetterTopic:
 
     def _poll(self, ends: Mapping[int, int]) -> list[ConsumerRecord]:
         try:
-            polled = self._consumer.poll(timeout_ms=int(_POLL_SECONDS * 1000))
+            polled = self._consumer.poll(timeout_ms=in_ms(_POLL_SECONDS))
         except Exception as error:  # what a batch does to the client may quote it
             if isinstance(error, kafka_errors.KafkaError) and not isinstance(error, UNREADABLE):
                 raise
@@ -137,7 +138,7 @@ class DeadLetterTopic:
         return [r for part in polled.values() for r in part if r.offset < ends[r.partition]]
 
     def _position(self, partition: TopicPartition) -> int:
-        return int(self._consumer.position(partition, timeout_ms=int(self._timeout * 1000)))
+        return int(self._consumer.position(partition, timeout_ms=in_ms(self._timeout)))
 
     def _numbers(self) -> set[int]:
         numbers = self.partitions_of(self.name)
@@ -147,9 +148,9 @@ class DeadLetterTopic:
             )
         return numbers
 
-    def _offsets(self, ask: Any, numbers: Iterable[int]) -> dict[int, int]:  # noqa: ANN401 - has no types
+    def _offsets(self, ask: Any, numbers: Iterable[int]) -> dict[int, int]:  # noqa: ANN401 - kafka-python has no types
         partitions = [TopicPartition(self.name, number) for number in sorted(numbers)]
-        offsets = ask(partitions, timeout_ms=int(self._timeout * 1000))
+        offsets = ask(partitions, timeout_ms=in_ms(self._timeout))
         return {partition.partition: offset for partition, offset in offsets.items()}
 
 

@@ -19,11 +19,13 @@ from kafka.structs import OffsetAndMetadata
 
 from worker.errors import WorkerError
 from worker.logs.logger import log
+from worker.transports.kafka.client_internals import read_committed
 from worker.transports.kafka.clients import new_consumer
+from worker.transports.kafka.durations import in_ms
 from worker.transports.kafka.records import GROUP, own_headers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from kafka import KafkaConsumer
 
@@ -90,26 +92,6 @@ class Mark:
         return Mark(self.partitions)
 
 
-def read_committed(
-    consumer: KafkaConsumer, partitions: Iterable[TopicPartition], timeout: float
-) -> dict[TopicPartition, OffsetAndMetadata | None]:
-    """Return what the group has committed, from the broker, all of one moment.
-
-    Asked for one by one, as the public call does, a group that begins meanwhile would seem to have
-    begun without some of its partitions.
-
-    Raises:
-        KafkaError: the broker does not answer in time.
-
-    """
-    coordinator = consumer._coordinator  # noqa: SLF001 - as above
-    # An answer that came too late for an earlier call would be taken for this one's.
-    coordinator._offset_fetch_futures.clear()  # noqa: SLF001 - as above
-    wanted = list(partitions)
-    committed = coordinator.fetch_committed_offsets(wanted, timeout_ms=int(timeout * 1000))
-    return {partition: committed.get(partition) for partition in wanted}
-
-
 def establish_starts(
     consumer: KafkaConsumer, settings: KafkaSettings, commit: Commit, timeout: float
 ) -> bool:
@@ -134,7 +116,7 @@ def establish_starts(
             return False
         _refuse_known_group(settings, timeout)
         ends = consumer.beginning_offsets if settings.start == "earliest" else consumer.end_offsets
-        begin = ends(everything, timeout_ms=int(timeout * 1000))
+        begin = ends(everything, timeout_ms=in_ms(timeout))
         starts = {p: Mark(topics[p.topic]).at(offset) for p, offset in begin.items()}
         commit(starts)
         log.info("group begins", group=settings.group, start=settings.start)
@@ -164,7 +146,7 @@ def _added_later(
     for partition in missing:
         if partition.partition < began_with.get(partition.topic, 0):
             raise _gone(settings, f"partition {partition.partition} of {partition.topic}")
-    begin = consumer.beginning_offsets(missing, timeout_ms=int(timeout * 1000))
+    begin = consumer.beginning_offsets(missing, timeout_ms=in_ms(timeout))
     return {p: Mark(began_with.get(p.topic, 0)).at(offset) for p, offset in begin.items()}
 
 
@@ -210,7 +192,7 @@ def seek_into_range(
         KafkaError: the brokers do not answer.
 
     """
-    begin = consumer.beginning_offsets(list(offsets), timeout_ms=int(timeout * 1000))
+    begin = consumer.beginning_offsets(list(offsets), timeout_ms=in_ms(timeout))
     for partition, offset in offsets.items():
         place = f"partition {partition.partition} of {partition.topic}"
         if offset > begin[partition]:

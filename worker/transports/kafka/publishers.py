@@ -20,7 +20,14 @@ from kafka import errors as kafka_errors
 from worker.logs.logger import log
 from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.batches import failures, send
+from worker.transports.kafka.client_internals import (
+    begin_commit,
+    begin_sending_offsets,
+    close_by_force,
+    commit_without_waiting,
+)
 from worker.transports.kafka.clients import new_producer, sentence
+from worker.transports.kafka.durations import in_ms, in_ms_at_least_one
 from worker.transports.kafka.publication import RefusedError
 
 if TYPE_CHECKING:
@@ -32,7 +39,7 @@ if TYPE_CHECKING:
     from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
     from worker.settings.schema import KafkaSettings
-    from worker.transports.kafka.batches import SentBatch
+    from worker.transports.kafka.batches import SentRecordBatch
     from worker.transports.kafka.publication import Coordinates, Publication
     from worker.transports.kafka.records import ProducerRecord
 
@@ -138,7 +145,7 @@ class AtLeastOnce:
         self._settings = settings
         self._consumer = consumer
         self._producer: KafkaProducer | None = None
-        self._sent: list[SentBatch] = []
+        self._sent: list[SentRecordBatch] = []
         self._acknowledged: set[Coordinates] = set()
         # The commit that is under way, and what it commits.
         self._commit: Future | None = None
@@ -155,7 +162,7 @@ class AtLeastOnce:
             self._producer = new_producer(
                 self._settings,
                 delivery_timeout_ms=2**31 - 1,
-                bootstrap_timeout_ms=int(timeout * 1000),
+                bootstrap_timeout_ms=in_ms(timeout),
             )
         undecided = [batch for batch in self._sent if not batch.is_done]
         if undecided:
@@ -183,7 +190,7 @@ class AtLeastOnce:
                 raise ChunkAbandonedError(sentence(error)) from None
         publication.acknowledged = time.monotonic()
         try:
-            self._commit = commit(self._consumer(), positions)
+            self._commit = commit_without_waiting(self._consumer(), positions)
         except kafka_errors.KafkaError as error:
             raise ChunkAbandonedError(sentence(error)) from None
         self._positions, self._committing = positions, publication.messages.keys()
@@ -213,7 +220,7 @@ class AtLeastOnce:
         return error
 
     def _commit_again(self, deadline: Deadline) -> None:
-        timeout = _ms(min(_COMMIT_SECONDS, deadline.remaining))
+        timeout = in_ms_at_least_one(min(_COMMIT_SECONDS, deadline.remaining))
         try:
             self._consumer().commit(dict(self._positions), timeout_ms=timeout)
         except kafka_errors.KafkaError as error:
@@ -245,12 +252,15 @@ class AtLeastOnce:
         sent, self._sent = self._sent, []
         failed = failures(sent)
         for batch in sent:
-            self._acknowledged.update(set(batch.places) - failed.keys() if failed else batch.places)
+            self._acknowledged.update(
+                set(batch.sources) - failed.keys() if failed else batch.sources
+            )
         if failed:
             self._discard()
 
     def _discard(self) -> None:
-        discard(self._producer)
+        if self._producer is not None:
+            close_by_force(self._producer)
         self._producer = None
 
 
@@ -282,14 +292,14 @@ class ExactlyOnce:
         producer = new_producer(
             self._settings,
             transactional_id=self._id,
-            transaction_timeout_ms=int(self._settings.transaction_timeout_seconds * 1000),
-            max_block_ms=int(timeout * 1000),
-            bootstrap_timeout_ms=int(timeout * 1000),
+            transaction_timeout_ms=in_ms(self._settings.transaction_timeout_seconds),
+            max_block_ms=in_ms(timeout),
+            bootstrap_timeout_ms=in_ms(timeout),
         )
         try:
             producer.init_transactions()
         except kafka_errors.KafkaError:
-            discard(producer)
+            close_by_force(producer)
             raise
         self._producer = producer
         return True
@@ -341,15 +351,12 @@ class ExactlyOnce:
         producer = self._producer
         producer.begin_transaction()
         for part in publication.parts(self._settings.dead_letter_topic):
-            sent: list[SentBatch] = []
+            sent: list[SentRecordBatch] = []
             too_large = _send_all(producer, part, sent, deadline)
             _raise_failures(sent, too_large)
         publication.acknowledged = time.monotonic()
-        manager = producer._transaction_manager  # noqa: SLF001 - the public calls never time out
-        await_result(
-            producer, manager.send_offsets_to_transaction(dict(positions), group), deadline
-        )
-        await_result(producer, manager.begin_commit(), deadline)
+        await_result(begin_sending_offsets(producer, positions, group), deadline)
+        await_result(begin_commit(producer), deadline)
 
     def _note(self, error: kafka_errors.KafkaError) -> None:
         """Hold back who was fenced, or two with one id would fence each other without end."""
@@ -372,27 +379,9 @@ class ExactlyOnce:
             )
 
     def _discard(self) -> None:
-        discard(self._producer)
+        if self._producer is not None:
+            close_by_force(self._producer)
         self._producer = None
-
-
-def commit(consumer: KafkaConsumer, positions: Positions) -> Future:
-    """Begin to commit; the future fails where the consumer has lost its partitions meanwhile."""
-    # The public call gives the future of something else while it looks for the coordinator.
-    return consumer._coordinator._do_commit_offsets_async(dict(positions))  # noqa: SLF001 - as above
-
-
-def discard(producer: KafkaProducer | None) -> None:
-    """End a producer at once, whatever it still holds."""
-    if producer is None:
-        return
-    # close() alone raises at a record that is still under way, and its thread sends on.
-    producer._sender.force_close()  # noqa: SLF001 - as above
-    producer._sender.join(1)  # noqa: SLF001 - as above
-    try:
-        producer.close(timeout=0)
-    except kafka_errors.KafkaError:
-        producer._closed = True  # noqa: SLF001 - or it is tried again when it is collected
 
 
 def flushed(producer: Any, sends: Collection[Any], seconds: float) -> bool:  # noqa: ANN401 - has no types
@@ -402,23 +391,22 @@ def flushed(producer: Any, sends: Collection[Any], seconds: float) -> bool:  # n
     return all(each.is_done for each in sends)
 
 
-def await_result(producer: KafkaProducer, result: Any, deadline: Deadline) -> None:  # noqa: ANN401 - has no types
-    """Wait for a call of a transaction, within a deadline.
+def await_result(result: Any, deadline: Deadline) -> None:  # noqa: ANN401 - kafka-python has no types
+    """Wait for what was begun of a transaction, within a deadline.
 
     Raises:
         KafkaTimeoutError: it was not done in time, and may be later.
         KafkaError: it failed.
 
     """
-    producer._sender.wakeup()  # noqa: SLF001 - as above
-    if not deadline.wait(lambda seconds: result.wait(timeout_ms=_ms(seconds))):
+    if not deadline.wait(lambda seconds: result.wait(timeout_ms=in_ms_at_least_one(seconds))):
         raise kafka_errors.KafkaTimeoutError
 
 
 def _send_all(
-    producer: Any,  # noqa: ANN401 - has no types
+    producer: KafkaProducer,
     messages: Mapping[Coordinates, ProducerRecord],
-    sent: list[SentBatch],
+    sent: list[SentRecordBatch],
     deadline: Deadline,
 ) -> list[Coordinates]:
     """Send messages and wait until each is decided; what was sent is in `sent`.
@@ -440,7 +428,7 @@ def _send_all(
     return too_large
 
 
-def _raise_failures(sent: Sequence[SentBatch], too_large: Sequence[Coordinates]) -> None:
+def _raise_failures(sent: Sequence[SentRecordBatch], too_large: Sequence[Coordinates]) -> None:
     failed = failures(sent)
     refused = {place: error for place, error in failed.items() if isinstance(error, _REFUSALS)}
     if too_large:
@@ -454,7 +442,3 @@ def _raise_failures(sent: Sequence[SentBatch], too_large: Sequence[Coordinates])
         raise RefusedError(suspects=refused)
     for error in failed.values():
         raise error
-
-
-def _ms(seconds: float) -> int:
-    return max(1, int(seconds * 1000))

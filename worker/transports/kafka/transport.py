@@ -25,18 +25,16 @@ from worker.events.records import DeadLetter, ErrorKind, Skipped
 from worker.logs.logger import log
 from worker.logs.stacks import log_stacks
 from worker.transports.base import ChunkAbandonedError
-from worker.transports.kafka.clients import (
+from worker.transports.kafka.client_internals import (
+    close_connections,
     fetch_ahead,
-    is_member,
-    new_consumer,
-    resume,
-    sentence,
+    read_committed,
 )
+from worker.transports.kafka.clients import is_member, new_consumer, resume, sentence
 from worker.transports.kafka.positions import (
     Mark,
     establish_starts,
     lost_offsets,
-    read_committed,
     seek_into_range,
 )
 from worker.transports.kafka.publication import Publication
@@ -562,7 +560,7 @@ class KafkaTransport:
                 consumer.close(autocommit=False, timeout_ms=_ms(timeout))
             # Where leaving the group fails, that ends before the connections do.
             with suppress(Exception):
-                consumer._client.close()  # noqa: SLF001 - as above
+                close_connections(consumer)
 
 
 def _meaning(error: Exception) -> str:
