@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from worker.transports.kafka.publication import Coordinates
     from worker.transports.kafka.records import ProducerRecord
 
-# A record's timestamp in milliseconds, and its key, value and headers as they are written.
+# A record's timestamp in milliseconds, and its key, value and headers as the format has them.
 Timed: TypeAlias = tuple[int, bytes]
 
 # The client estimates that a record costs so much beside its content: the header of a record batch,
@@ -79,14 +79,14 @@ class SentRecordBatch:
         return all(result.is_done for result, _ in self._results())
 
     def wait(self, seconds: float) -> None:
-        """Wait until a result that is still open is there, for some seconds at most."""
+        """Wait for the first result that is still open, for some seconds at most."""
         for result, _ in self._results():
             if not result.is_done:
                 result.wait(seconds)
                 return
 
     def failures(self) -> dict[Coordinates, Exception]:
-        """Return the errors of those records that have failed, once it is done."""
+        """Return the errors of the records that have failed; call it once `is_done`."""
         if all(errors_of(result) is None for result, _ in self._results()):
             return {}
         results = zip(self.sources, self._results_of_records(), strict=True)
@@ -255,5 +255,5 @@ class _Varints(dict[int, bytes]):
         return bytes(encoded)
 
 
-# -1 is the length of what is null.
+# -1 stands for the length of a key that is null.
 _VARINT: Final = _Varints(range(-1, 8192))

@@ -1,9 +1,9 @@
-"""Publishing a chunk: at least once, or exactly once in a transaction with its positions.
+"""Publishes a chunk at least once, or exactly once in a transaction with its positions.
 
-Both keep what kafka-python 3.0.12 was seen to need. A send counts only when its own record was
-acknowledged. A producer that has failed once is thrown away, since its state is unknown; closing it
-must be forced, or its thread would go on sending. Calls of a transaction have no bound of their
-own, so we wait on their results ourselves.
+Both publishers do what kafka-python 3.0.12 was seen to need. A record counts as sent only when it
+was itself acknowledged. A producer that has failed once is thrown away, since its state is unknown;
+it is closed by force, or its thread would go on sending. The client's calls of a transaction have no
+time limit of their own, so we wait on their results ourselves.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     Positions: TypeAlias = Mapping[TopicPartition, OffsetAndMetadata]
 
-# A record that the broker, or the client's own size check, will never take.
+# The broker, or the client's own size check, will never take a record that fails with these.
 _REFUSALS: Final = (
     kafka_errors.MessageSizeTooLargeError,
     kafka_errors.RecordListTooLargeError,
@@ -75,7 +75,7 @@ class Deadline:
         return max(0.0, self.ends - time.monotonic())
 
     def check(self, problem: str) -> None:
-        """Raise a ChunkAbandonedError, which tells a problem, when the time is over."""
+        """Raise a ChunkAbandonedError with a problem when the time is over."""
         if not self.remaining:
             raise ChunkAbandonedError(problem)
 
@@ -88,6 +88,14 @@ class Deadline:
         while not (done := wait(min(_SLICE_SECONDS, self.remaining))) and self.remaining:
             pass
         return done
+
+
+class _Send(Protocol):
+    """A record, or a record batch, that was handed to a producer."""
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether it has succeeded or failed."""
 
 
 class Publisher(Protocol):
@@ -108,9 +116,9 @@ class Publisher(Protocol):
         group: ConsumerGroupMetadata,
         deadline: Deadline,
     ) -> None:
-        """Publish messages, see each acknowledged, and commit positions, within a deadline.
+        """Publish records, wait until each is acknowledged, and commit positions, by a deadline.
 
-        The commit may still be under way on return: `settle` it before the next call.
+        The commit may still be under way on return: call `settle` before the next call.
 
         Raises:
             ChunkAbandonedError: not everything was done, or it is not known to be.
@@ -118,7 +126,7 @@ class Publisher(Protocol):
         """
 
     def settle(self, deadline: Deadline) -> None:
-        """See committed what was published last, within a deadline.
+        """Wait until what was published last is committed, by a deadline.
 
         Raises:
             ChunkAbandonedError: it is not, or not known to be.
@@ -126,22 +134,25 @@ class Publisher(Protocol):
         """
 
     def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
-        """Learn from where records come again; those of other partitions do not."""
+        """Take note of the offsets from which records come again, by partition.
+
+        Records of other partitions do not come again.
+        """
 
     def close(self) -> None:
-        """Let the producer go, with whatever it still holds."""
+        """Close the producer, whatever it still holds."""
 
 
 class AtLeastOnce:
     """Sends, waits for every acknowledgement, then commits the positions.
 
-    The commit is under way while the next chunk is fetched and labelled, which is not sent before
-    the commit is done. What was acknowledged and not committed is remembered, and not sent again by
-    this process; and nothing is sent while an earlier send is undecided.
+    The commit goes on while the next chunk is fetched and labelled; that chunk is not sent before
+    the commit is done. This process remembers what was acknowledged and not committed, and does not
+    send it again. It sends nothing while it is undecided whether earlier records were taken.
     """
 
     def __init__(self, settings: KafkaSettings, consumer: Callable[[], KafkaConsumer]) -> None:
-        """Start without a producer: `prepare` makes it."""
+        """Start without a producer, which `prepare` creates."""
         self._settings = settings
         self._consumer = consumer
         self._producer: KafkaProducer | None = None
@@ -153,12 +164,12 @@ class AtLeastOnce:
         self._committing: AbstractSet[Coordinates] = frozenset()
 
     def prepare(self, timeout: float) -> bool:
-        """See the contract."""
+        """Do as `Publisher` says."""
         with suppress(ChunkAbandonedError):
-            # And not again: the partitions may have gone meanwhile.
+            # It is not tried again, since the partitions may have gone to another worker meanwhile.
             self._await_commit(Deadline(timeout))
         if self._producer is None:
-            # Undecided sends end with their client, so there is no time limit on them before.
+            # What is undecided is given up with its producer; before that, delivery has no time limit.
             self._producer = new_producer(
                 self._settings,
                 delivery_timeout_ms=2**31 - 1,
@@ -178,7 +189,7 @@ class AtLeastOnce:
         group: ConsumerGroupMetadata,  # noqa: ARG002 - the consumer's own commit is fenced by it
         deadline: Deadline,
     ) -> None:
-        """See the contract."""
+        """Do as `Publisher` says."""
         while True:
             try:
                 self._send(publication, deadline)
@@ -196,7 +207,7 @@ class AtLeastOnce:
         self._positions, self._committing = positions, publication.messages.keys()
 
     def settle(self, deadline: Deadline) -> None:
-        """See the contract."""
+        """Do as `Publisher` says."""
         if self._commit is None:
             return
         error = self._await_commit(deadline)
@@ -204,11 +215,11 @@ class AtLeastOnce:
             self._commit_again(deadline)
         elif error is not None:
             raise ChunkAbandonedError(sentence(error))
-        # What was put back for being in other partitions of the same abandoned chunk is kept.
+        # Records of an abandoned chunk that are not part of this commit stay remembered.
         self._acknowledged -= self._committing
 
     def _await_commit(self, deadline: Deadline) -> Exception | None:
-        """Wait until no commit is under way; returns why it has failed, if it has."""
+        """Wait until no commit is under way, and return why it has failed, if it has."""
         under_way, self._commit = self._commit, None
         if under_way is None:
             return None
@@ -227,7 +238,7 @@ class AtLeastOnce:
             raise ChunkAbandonedError(sentence(error)) from None
 
     def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
-        """See the contract."""
+        """Do as `Publisher` says."""
         self._acknowledged = {
             (topic, partition, offset)
             for topic, partition, offset in self._acknowledged
@@ -235,7 +246,7 @@ class AtLeastOnce:
         }
 
     def close(self) -> None:
-        """See the contract."""
+        """Do as `Publisher` says."""
         self._discard()
 
     def _send(self, publication: Publication, deadline: Deadline) -> None:
@@ -248,7 +259,7 @@ class AtLeastOnce:
             _raise_failures(sent, too_large)
 
     def _take_stock(self) -> None:
-        """Remember which sends are acknowledged; where one has failed, so has the producer."""
+        """Remember which records are acknowledged; where one has failed, so has the producer."""
         sent, self._sent = self._sent, []
         failed = failures(sent)
         for batch in sent:
@@ -267,14 +278,14 @@ class AtLeastOnce:
 class ExactlyOnce:
     """Sends and commits the positions in one transaction.
 
-    What counts is the group metadata of the poll that gave the chunk: by it the broker tells a
-    worker that has lost its partitions. The transactional id only has to be unique among the
-    living. After any failure the producer is made anew with the same id, which settles the old
-    transaction one way or the other; where the group stands is then read from the broker.
+    The transaction carries the group metadata of the poll that gave the chunk, by which the broker
+    refuses a worker that has lost its partitions. The transactional id only has to be unique among
+    the workers that run. After any failure a new producer with the same id is created, for which the
+    broker commits or aborts the old transaction; the group's offsets are then read from the broker.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
-        """Start without a producer: `prepare` makes it."""
+        """Start without a producer, which `prepare` creates."""
         self._settings = settings
         self._id = settings.transactional_id or f"{settings.group}-{uuid.uuid4().hex}"
         self._producer: KafkaProducer | None = None
@@ -282,7 +293,7 @@ class ExactlyOnce:
         self._not_before = 0.0
 
     def prepare(self, timeout: float) -> bool:
-        """See the contract."""
+        """Do as `Publisher` says."""
         if self._producer is not None:
             return True
         wait = max(0.0, self._not_before - time.monotonic())
@@ -311,7 +322,7 @@ class ExactlyOnce:
         group: ConsumerGroupMetadata,
         deadline: Deadline,
     ) -> None:
-        """See the contract."""
+        """Do as `Publisher` says."""
         # The broker aborts what takes longer.
         deadline.bring_forward(self._settings.transaction_timeout_seconds * _SHARE_OF_TIMEOUT)
         while True:
@@ -330,13 +341,13 @@ class ExactlyOnce:
                 raise
 
     def settle(self, deadline: Deadline) -> None:
-        """See the contract: a transaction that is done has committed."""
+        """Do nothing: a transaction that is done has committed."""
 
     def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
-        """See the contract: an aborted transaction leaves nothing to remember."""
+        """Do nothing: an aborted transaction leaves nothing to remember."""
 
     def close(self) -> None:
-        """See the contract."""
+        """Do as `Publisher` says."""
         self._discard()
 
     def _transact(
@@ -359,7 +370,7 @@ class ExactlyOnce:
         await_result(begin_commit(producer), deadline)
 
     def _note(self, error: kafka_errors.KafkaError) -> None:
-        """Hold back who was fenced, or two with one id would fence each other without end."""
+        """Hold a producer back that was fenced: two with one id would fence each other for ever."""
         if not isinstance(error, _FENCED):
             return
         now = time.monotonic()
@@ -384,8 +395,8 @@ class ExactlyOnce:
         self._producer = None
 
 
-def flushed(producer: Any, sends: Collection[Any], seconds: float) -> bool:  # noqa: ANN401 - has no types
-    """Return whether all sends are decided, one way or the other, after some seconds at most."""
+def flushed(producer: KafkaProducer, sends: Collection[_Send], seconds: float) -> bool:
+    """Return whether each send has succeeded or failed, after some seconds at most."""
     with suppress(kafka_errors.KafkaError):
         producer.flush(timeout=seconds)
     return all(each.is_done for each in sends)
@@ -409,9 +420,9 @@ def _send_all(
     sent: list[SentRecordBatch],
     deadline: Deadline,
 ) -> list[Coordinates]:
-    """Send messages and wait until each is decided; what was sent is in `sent`.
+    """Send records, and wait until each has succeeded or failed; `sent` gets their record batches.
 
-    Returns the places of messages that are larger than the client may send.
+    Returns the coordinates of records that are larger than the client may send.
 
     Raises:
         ChunkAbandonedError: some are undecided.
@@ -430,7 +441,7 @@ def _send_all(
 
 def _raise_failures(sent: Sequence[SentRecordBatch], too_large: Sequence[Coordinates]) -> None:
     failed = failures(sent)
-    refused = {place: error for place, error in failed.items() if isinstance(error, _REFUSALS)}
+    refused = {source: error for source, error in failed.items() if isinstance(error, _REFUSALS)}
     if too_large:
         raise RefusedError(too_large)
     if len(refused) == 1:
@@ -438,7 +449,7 @@ def _raise_failures(sent: Sequence[SentRecordBatch], too_large: Sequence[Coordin
         timestamp = isinstance(error, kafka_errors.InvalidTimestampError)
         raise RefusedError(refused, timestamp=timestamp)
     if refused:
-        # The mates of a refused record may fail with the same error.
+        # Records that were sent with a refused one may fail with the same error.
         raise RefusedError(suspects=refused)
     for error in failed.values():
         raise error
