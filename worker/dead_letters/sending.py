@@ -1,4 +1,4 @@
-"""Sends records back, each with the receipt for it in the same transaction."""
+"""Sends records back to their topics, with the receipts for them in the same transaction."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
 _CONTINUES: Final = "run the same command again: it continues"
 _FENCED: Final = (kafka_errors.ProducerFencedError, kafka_errors.InvalidProducerEpochError)
 _TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
-# The broker aborts what takes longer than its timeout.
+# The broker aborts a transaction that takes longer than its timeout; ours ends before.
 _SHARE_OF_TIMEOUT: Final = 0.8
 _ABORT_SECONDS: Final = 2.0
-# Of the form of receipts; one that is not understood ends a redrive.
+# The version of the form of receipts; a receipt that is not understood ends a redrive.
 _VERSION: Final = b"1"
 
 
 class Outgoing(NamedTuple):
-    """A letter that is to be sent back; None leaves the choice of the partition to its key."""
+    """A letter that is to be sent back; where `partition` is None, its key chooses one."""
 
     letter: Letter
     partition: int | None
 
 
 class Sender:
-    """The one producer that may send back the letters of a topic: a second one ends the first."""
+    """The one producer that may send back the letters of a topic: a second one fences the first."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         """Start a producer.
@@ -65,7 +65,7 @@ class Sender:
         )
 
     def __enter__(self) -> Self:
-        """End any other sender, and settle what it left undecided.
+        """Fence any other sender, and let the broker decide on the transaction that it left open.
 
         Raises:
             KafkaError: the brokers do not answer, or refuse.
@@ -79,7 +79,7 @@ class Sender:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give up a transaction that is open, or readers would wait until it times out."""
+        """Abort a transaction that is open, or readers would wait until it times out."""
         if self._in_transaction:
             deadline = Deadline()
             deadline.bring_forward(_ABORT_SECONDS)
@@ -87,11 +87,13 @@ class Sender:
                 await_result(begin_abort(self._producer), deadline)
         close_by_force(self._producer)
 
-    def send(self, batch: Sequence[Outgoing], receipts: Mapping[int, bytes]) -> None:
-        """Send letters back and write receipts, by partition: all of it or nothing.
+    def send(self, letters: Sequence[Outgoing], receipts: Mapping[int, bytes]) -> None:
+        """Send letters back and write receipts in one transaction, all or nothing.
+
+        `receipts` has them by the partition of the dead-letter topic that they are written to.
 
         Raises:
-            WorkerError: nothing was sent, or it is not known: the brokers can tell a new sender.
+            WorkerError: nothing was sent, or it is not known; the receipts show a new sender which.
 
         """
         deadline = Deadline()
@@ -99,7 +101,7 @@ class Sender:
         try:
             self._producer.begin_transaction()
             self._in_transaction = True
-            sent = [(outgoing.letter.source, self._send_back(outgoing)) for outgoing in batch]
+            sent = [(outgoing.letter.source, self._send_back(outgoing)) for outgoing in letters]
             sent += [(self._topic, self._send_receipt(*receipt)) for receipt in receipts.items()]
             futures = [future for _, future in sent]
             if not deadline.wait(lambda seconds: flushed(self._producer, futures, seconds)):
@@ -143,7 +145,6 @@ class Sender:
                 f"a record is larger than the topic {topic} takes",
                 f"raise its max.message.bytes, then {_CONTINUES}",
             )
-        # Calls on a producer that has failed say only that it has.
         cause = last_error(self._producer) or error
         if isinstance(cause, _FENCED):
             return WorkerError(
@@ -154,29 +155,29 @@ class Sender:
 
 
 class _Content(NamedTuple):
-    """A value that may be null beside a key that is, and which headers are null."""
+    """A value, which may be null as the key may be, and the positions of headers that are null."""
 
     value: bytes | None
     nulls: tuple[int, ...]
 
 
 class _Headers(list[tuple[str, bytes]]):
-    """Headers of which some may become null.
+    """Headers of which some become null later, in `_Exact`.
 
-    The client's `send` refuses null headers, though all behind it can write them, but for a sum of
-    sizes which is left out where headers count as none.
+    The client's `send` refuses null headers, though the code that it calls can write them. Only its
+    sum of their sizes cannot, and that is left out where the list of headers is false.
     """
 
     def __bool__(self) -> bool:
-        """Return false: the client then adds no sizes up."""
+        """Return false, so that the client adds no sizes up."""
         return False
 
 
 class _Exact(Serializer):  # type: ignore[misc]  # kafka-python has no types
-    """Puts the nulls back, behind the checks of `send`."""
+    """Puts null headers and a null value back, after the checks of `send`."""
 
     def serialize(self, topic: str, headers: list[Any], data: _Content) -> bytes | None:  # noqa: ARG002 - the client's form
-        """Return the value; headers are changed where they are."""
+        """Return the value, and change the list of headers itself."""
         for index in data.nulls:
             headers[index] = (headers[index][0], None)
         return data.value

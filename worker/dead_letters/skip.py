@@ -1,7 +1,8 @@
-"""`worker dead-letters skip`: go past a batch that the client cannot decode.
+"""`worker dead-letters skip` moves a group past a record batch that the client cannot decode.
 
-A worker stops at such a batch and never goes past it by itself. Here a person does, for a group
-whose workers have stopped: a dead letter tells the place, and then the group's offset moves.
+A worker stops at such a record batch and never goes past it by itself. A person does so here, for a
+group whose workers have stopped: a dead letter records where it was, and then the group's offset
+moves.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _WITHOUT_MEMBERS: Final = ("Empty", "Dead")
 
 
 def skip(settings: KafkaSettings, place: TopicPlace, *, yes: bool) -> None:
-    """Move the group past what cannot be decoded at a place, once that is confirmed.
+    """Move the group past the record batch at a place, once a person has confirmed it.
 
     Raises:
         ConfigurationError: the topic is no input topic.
@@ -141,5 +142,5 @@ def _move(
     settings: KafkaSettings,
 ) -> None:
     mark = Mark.read(committed.metadata).passed(end)
-    # The broker refuses it to us if a worker has joined meanwhile.
+    # The broker refuses this commit if a worker has joined meanwhile.
     consumer.commit({partition: mark.at(end)}, timeout_ms=in_ms(settings.deadline_seconds))

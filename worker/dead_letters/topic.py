@@ -1,4 +1,4 @@
-"""The dead-letter topic: how far it goes, and what its records are."""
+"""Reads the dead-letter topic up to where it ends, and says what its records are."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 class DeadLetterTopic:
     """The dead-letter topic, from its first record to where it ended when it was opened.
 
-    A transaction that is open holds the end back: what comes behind its first record is left out.
+    The end comes before the first record of a transaction that is open, if there is one.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
-        """Ask how far the topic goes.
+        """Ask the brokers where the topic begins and ends.
 
         Raises:
             ConfigurationError: it does not exist.
@@ -69,7 +69,7 @@ class DeadLetterTopic:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the brokers go."""
+        """Close the connections to the brokers."""
         self._consumer.close()
 
     def partitions_of(self, topic: str) -> set[int]:
@@ -77,9 +77,9 @@ class DeadLetterTopic:
         return set(self._consumer.partitions_for_topic(topic) or ())
 
     def log_ends(self) -> dict[int, int]:
-        """Return where the partitions end by now with all transactions that are open.
+        """Return where the partitions end now, with the records of open transactions.
 
-        To read up to there is to wait for these.
+        Who reads up to there waits until these transactions have ended.
 
         Raises:
             KafkaError: the brokers do not answer.
@@ -94,16 +94,16 @@ class DeadLetterTopic:
     def read(
         self, begin: Mapping[int, int], ends: Mapping[int, int]
     ) -> Iterator[list[ConsumerRecord]]:
-        """Yield the committed records between offsets, each partition in its order.
+        """Yield the committed records between offsets by partition, each partition in its order.
 
         Raises:
-            WorkerError: a batch cannot be decoded, or nothing comes for too long.
+            WorkerError: a record batch cannot be decoded, or nothing comes for too long.
             KafkaError: the brokers refuse, or the records are gone.
 
         """
         left = {TopicPartition(self.name, p) for p, end in ends.items() if begin[p] < end}
         self._consumer.assign(left)
-        # What an earlier reading has paused stays so.
+        # Partitions that an earlier reading has paused stay paused.
         resume(self._consumer)
         for partition in left:
             self._consumer.seek(partition, begin[partition.partition])
@@ -128,7 +128,7 @@ class DeadLetterTopic:
     def _poll(self, ends: Mapping[int, int]) -> list[ConsumerRecord]:
         try:
             polled = self._consumer.poll(timeout_ms=in_ms(_POLL_SECONDS))
-        except Exception as error:  # what a batch does to the client may quote it
+        except Exception as error:  # what a record batch makes the client raise may quote it
             if isinstance(error, kafka_errors.KafkaError) and not isinstance(error, UNREADABLE):
                 raise
             raise WorkerError(
@@ -155,7 +155,7 @@ class DeadLetterTopic:
 
 
 def letter_of(record: ConsumerRecord) -> Letter | None:
-    """Return the dead letter that a record is; None where it is none of this worker."""
+    """Return the dead letter that a record is; None where this worker has not written it."""
     try:
         original = original_of(record)
         ours = own_headers(record.headers)
@@ -176,7 +176,7 @@ def letter_of(record: ConsumerRecord) -> Letter | None:
 
 
 def is_receipt(record: ConsumerRecord) -> bool:
-    """Return whether a record of the dead-letter topic is what a redrive has left there."""
+    """Return whether a record of the dead-letter topic is the receipt of a redrive."""
     names = {name for name, _ in record.headers}
     return REDRIVE in names and TOPIC not in names
 

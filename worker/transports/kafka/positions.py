@@ -1,9 +1,10 @@
-"""Where a group begins, and what it remembers with each committed offset.
+"""Decides where a group begins, and what it remembers with each committed offset.
 
-Kafka keeps a short text with every committed offset. Ours, a `Mark`, tells two things that must
-outlive every process: how many partitions the topic had when the group began (so that a partition
-added later is told from one whose commit has expired), and how often work began at this very
-offset without getting past it (so that a message that kills its process is found).
+Kafka keeps a short text with every committed offset. Ours, a `Mark`, holds two things that must
+outlive every process. The number of partitions that the topic had when the group began
+distinguishes a partition that was added later from one whose commit has expired. The number of
+times that work began at this very offset without getting past it finds a record that kills its
+process.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
 
     Commit: TypeAlias = Callable[[Mapping[TopicPartition, OffsetAndMetadata]], None]
 
-# Begun so often without an end, records go one by one.
+# Where work has begun so often and has not ended, records go one by one.
 DEATHS_BEFORE_CARE: Final = 3
-# Of each partition of the output topic, where a group that has labelled is known by its labels.
+# So many labels at the end of each output partition are searched for those of a group, which shows
+# that it has labelled before.
 _LAST_LABELS: Final = 100
 
 
@@ -43,9 +45,9 @@ _LAST_LABELS: Final = 100
 class Mark:
     """What is kept beside a committed offset.
 
-    `partitions` is the topic's number when the group began; `starts` counts how often a chunk that
-    ended before `until` was begun here and not finished; `alone` tells that the last of them held
-    the one record at this offset; `by` is the process that began it.
+    `partitions` is how many the topic had when the group began. `starts` counts how often a chunk
+    that ended before the offset `until` was begun here and not finished. `alone` is true where the
+    last of them held only the record at this offset. `by` is the process that began it.
     """
 
     partitions: int = 0
@@ -56,7 +58,7 @@ class Mark:
 
     @classmethod
     def read(cls, text: str | None) -> Mark:
-        """Read a mark; what another tool has written says nothing."""
+        """Return the mark that a text holds, or an empty one where another tool has written it."""
         nothing = cls()
         try:
             mark = cls(**json.loads(text or "{}"))
@@ -95,11 +97,12 @@ class Mark:
 def establish_starts(
     consumer: KafkaConsumer, settings: KafkaSettings, commit: Commit, timeout: float
 ) -> bool:
-    """Commit a first position for assigned partitions that have none; False: not now.
+    """Commit a first position for assigned partitions that have none.
 
-    A new group begins everywhere at once, where the settings say: the worker that holds the first
-    partition commits for all. A partition without a commit in a group that is known was added
-    later, and begins at its earliest record.
+    A new group begins in all partitions at once, where the settings say: the worker that holds the
+    first partition commits for all, and for the other workers this returns False until it has. In a
+    group that has commits, a partition without one was added later, and begins at its earliest
+    record. The timeout is in seconds, for each call of the brokers.
 
     Raises:
         WorkerError: the group is known, but its commits are gone.
@@ -151,7 +154,7 @@ def _added_later(
 
 
 def _refuse_known_group(settings: KafkaSettings, timeout: float) -> None:
-    """Refuse to begin anew with a group that has labelled: its commits have expired.
+    """Refuse a group without commits that has labelled before, since its commits have expired.
 
     Raises:
         WorkerError: some of the last labels on the output topic are of this group.
@@ -185,7 +188,9 @@ def seek_into_range(
     commit: Commit,
     timeout: float,
 ) -> int:
-    """Go on from the earliest record where retention has overtaken; returns how many are lost.
+    """Go on from the earliest record where retention has deleted those at the offsets.
+
+    Returns how many records are lost.
 
     Raises:
         WorkerError: an offset is beyond the end of its partition.
@@ -194,13 +199,13 @@ def seek_into_range(
     """
     begin = consumer.beginning_offsets(list(offsets), timeout_ms=in_ms(timeout))
     for partition, offset in offsets.items():
-        place = f"partition {partition.partition} of {partition.topic}"
+        where = f"partition {partition.partition} of {partition.topic}"
         if offset > begin[partition]:
             raise lost_offsets(
-                f"the committed offset {offset} is beyond the end of {place}: it was made anew or "
+                f"the committed offset {offset} is beyond the end of {where}: it was made anew or "
                 "has lost records"
             )
-    # A gap is told of once: when nobody comes to it again.
+    # The gap is logged after the commit, so that no other worker comes to it and logs it again.
     before = read_committed(consumer, offsets, timeout)
     marks = {p: Mark.read(commit.metadata if commit else None) for p, commit in before.items()}
     commit({p: mark.passed(begin[p]).at(begin[p]) for p, mark in marks.items()})
@@ -217,7 +222,7 @@ def seek_into_range(
 
 
 def lost_offsets(problem: str) -> WorkerError:
-    """Return the error for a group whose offsets are no good."""
+    """Return the error for a group whose offsets cannot be used."""
     return WorkerError(
         problem,
         "set the group's offsets with kafka-consumer-groups --reset-offsets, then start the "
