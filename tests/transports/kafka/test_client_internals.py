@@ -18,6 +18,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.cluster import ClusterMetadata
 from kafka.consumer.fetcher import Fetcher
 from kafka.coordinator.consumer import ConsumerCoordinator
+from kafka.future import Future
 from kafka.net.compat import KafkaNetClient
 from kafka.net.connection import KafkaConnection
 from kafka.net.manager import KafkaConnectionManager
@@ -26,7 +27,7 @@ from kafka.producer.future import FutureProduceResult
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.record_accumulator import IncompleteProducerBatches, RecordAccumulator
 from kafka.producer.sender import Sender
-from kafka.producer.transaction_manager import TransactionManager
+from kafka.producer.transaction_manager import TransactionalRequestResult, TransactionManager
 from kafka.record import MemoryRecordsBuilder
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
@@ -55,6 +56,7 @@ PARTS: dict[type, str] = {
     ),
     Fetcher.PartitionRecords: "_next_inline_exception _unpack_records drain take",
     FutureProduceResult: "is_done value wait",
+    Future: "add_both exception",
     IncompleteProducerBatches: "add",
     KafkaConnection: "broker_version_data send_request",
     KafkaConnectionManager: "close cluster get_connection run send",
@@ -68,6 +70,7 @@ PARTS: dict[type, str] = {
         "begin_abort begin_commit is_transactional last_error maybe_add_partition_to_transaction "
         "send_offsets_to_transaction"
     ),
+    TransactionalRequestResult: "wait",
 }
 PUBLIC_MODULES = {
     "kafka",
