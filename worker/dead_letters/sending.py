@@ -6,14 +6,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from kafka import errors as kafka_errors
-from kafka.serializer import Serializer
 
 from worker.errors import WorkerError
 from worker.transports.kafka.client_internals import (
+    NullSerializer,
     begin_abort,
     begin_commit,
     close_by_force,
     last_error,
+    send_with_nulls,
 )
 from worker.transports.kafka.clients import new_producer, sentence
 from worker.transports.kafka.durations import in_ms
@@ -61,7 +62,7 @@ class Sender:
             transactional_id=f"{settings.dead_letter_topic}-redrive",
             transaction_timeout_ms=in_ms(settings.transaction_timeout_seconds),
             max_block_ms=in_ms(settings.deadline_seconds),
-            value_serializer=_Exact(),
+            value_serializer=NullSerializer(),
         )
 
     def __enter__(self) -> Self:
@@ -118,13 +119,13 @@ class Sender:
         letter, partition = outgoing
         headers = [(name, value) for name, value in letter.headers if name != ROUNDS]
         headers.append((ROUNDS, str(letter.rounds + 1).encode()))
-        nulls = tuple(index for index, (_, value) in enumerate(headers) if value is None)
         try:
-            return self._producer.send(
+            return send_with_nulls(
+                self._producer,
                 letter.source,
-                _Content(letter.value, nulls),
+                letter.value,
                 key=letter.key,
-                headers=_Headers((name, value or b"") for name, value in headers),
+                headers=headers,
                 partition=partition,
             )
         except kafka_errors.MessageSizeTooLargeError:
@@ -134,9 +135,9 @@ class Sender:
             ) from None
 
     def _send_receipt(self, partition: int, receipt: bytes) -> Any:  # noqa: ANN401 - kafka-python has no types
-        headers = _Headers([(REDRIVE, _VERSION)])
-        return self._producer.send(
-            self._topic, _Content(receipt, ()), headers=headers, partition=partition
+        headers = [(REDRIVE, _VERSION)]
+        return send_with_nulls(
+            self._producer, self._topic, receipt, headers=headers, partition=partition
         )
 
     def _explain(self, error: kafka_errors.KafkaError, topic: str = "") -> WorkerError:
@@ -152,32 +153,3 @@ class Sender:
                 _CONTINUES,
             )
         return WorkerError(sentence(cause), _CONTINUES)
-
-
-class _Content(NamedTuple):
-    """A value, which may be null as the key may be, and the positions of headers that are null."""
-
-    value: bytes | None
-    nulls: tuple[int, ...]
-
-
-class _Headers(list[tuple[str, bytes]]):
-    """Headers of which some become null later, in `_Exact`.
-
-    The client's `send` refuses null headers, though the code that it calls can write them. Only its
-    sum of their sizes cannot, and that is left out where the list of headers is false.
-    """
-
-    def __bool__(self) -> bool:
-        """Return false, so that the client adds no sizes up."""
-        return False
-
-
-class _Exact(Serializer):  # type: ignore[misc]  # kafka-python has no types
-    """Puts null headers and a null value back, after the checks of `send`."""
-
-    def serialize(self, topic: str, headers: list[Any], data: _Content) -> bytes | None:  # noqa: ARG002 - the client's form
-        """Return the value, and change the list of headers itself."""
-        for index in data.nulls:
-            headers[index] = (headers[index][0], None)
-        return data.value
