@@ -84,7 +84,7 @@ def explained_kafka_errors() -> Iterator[None]:
         raise WorkerError(sentence(error), "`worker check` says more") from None
 
 
-def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa: ANN401 - its options
+def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa: ANN401 - options of the client, of many types
     """Return a consumer of the group; it has not joined yet.
 
     Raises:
@@ -121,7 +121,7 @@ def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa
     return consumer
 
 
-def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa: ANN401 - its options
+def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa: ANN401 - options of the client, of many types
     """Return an idempotent producer.
 
     Raises:
@@ -139,7 +139,7 @@ def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa
                 "compression_type": None
                 if settings.compression == "none"
                 else settings.compression,
-                # Records wait until the end of a chunk sends them, so this seldom matters.
+                # Records wait so long at most; the flush that ends every chunk sends them before.
                 "linger_ms": 100,
                 "batch_size": 128 * 1024,
                 "max_request_size": settings.max_message_bytes,
