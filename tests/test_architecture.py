@@ -98,7 +98,7 @@ def test_nothing_that_runs_code_from_data_is_used(name: str) -> None:
 
 # Who may import whom: a module of a layer those of its own layer and of the layers above it here.
 LAYERS = [
-    {"worker.errors", "worker.defaults", "worker.durable", "worker.strict"},
+    {"worker.addresses", "worker.errors", "worker.defaults", "worker.durable", "worker.strict"},
     {"worker.logs", "worker.terminal"},
     {"worker.inference"},
     {"worker"},

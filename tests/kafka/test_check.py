@@ -13,12 +13,12 @@ from tests.kafka.broker import PATIENCE, Cluster, wait_until
 from tests.kafka.conftest import _require_broker
 from tests.kafka.proxy import Api, BlackHole, Fault, Moment, Proxy
 from worker import cli
-from worker.check.topics import dead_letter_bytes
 from worker.events.encoding import LabelEncoder
 from worker.events.records import DeadLetter, ErrorKind
 from worker.settings.schema import KafkaSettings
 from worker.transports.kafka.clients import new_producer
 from worker.transports.kafka.records import ProducerRecordEncoder, record_of
+from worker.transports.kafka.sizes import dead_letter_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

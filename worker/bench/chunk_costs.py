@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from kafka.consumer.fetcher import ConsumerRecord
-from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
+from kafka.record import MemoryRecords, MemoryRecordsBuilder
 
 from worker import pipeline
 from worker.events.decoding import Fields, json_decoder

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kafka import errors as kafka_errors
-from kafka.cluster import collect_hosts
-from kafka.net.manager import KafkaConnectionManager
-from kafka.net.selector import NetworkSelector
-from kafka.protocol.metadata import MetadataRequest
 
+from worker.addresses import address_of
 from worker.check.findings import Finding, Level
 from worker.terminal.sentences import counted
+from worker.transports.kafka.client_internals import ask_for_brokers, host_and_port_of_broker
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -95,16 +93,16 @@ def _visit_all(addresses: Sequence[str], options: dict[str, Any], seconds: float
 
 def _visit(address: str, options: dict[str, Any], seconds: float) -> _Visit:
     try:
-        ((host, port, _),) = collect_hosts([address])
-        _connect(host, port, options.get("ssl_context"), seconds)
+        _connect(*host_and_port_of_broker(address), options.get("ssl_context"), seconds)
     except (OSError, ValueError) as error:
         return _Visit(address, connection_problem(error, seconds))
     try:
-        return _Visit(address, members=_ask_for_brokers(address, options, seconds))
+        members = ask_for_brokers(address, options, seconds)
     except _TIMEOUTS as error:
         return _Visit(address, connection_problem(error, seconds))
     except kafka_errors.KafkaError as error:
         return _Visit(address, refusal(error, options), CREDENTIALS)
+    return _Visit(address, members=tuple(address_of(*member) for member in members))
 
 
 def _connect(host: str, port: int, context: ssl.SSLContext | None, seconds: float) -> None:
@@ -138,43 +136,6 @@ def _certificate_problem(error: ssl.SSLCertVerificationError) -> str:
     if error.verify_code in _NOT_VALID_NOW:
         return "has a certificate that is not valid now; see its dates, and the clock here"
     return "has a certificate that is not trusted here; see kafka.tls.ca"
-
-
-def _ask_for_brokers(address: str, options: dict[str, Any], seconds: float) -> tuple[str, ...]:
-    """Log in to a broker, and return the addresses of the brokers that it names.
-
-    Raises:
-        KafkaError: it does not answer, or refuses.
-
-    """
-    options = options | {"bootstrap_servers": [address]}
-    net = NetworkSelector(**options)
-    manager = KafkaConnectionManager(net, **options)
-
-    async def ask() -> tuple[str, ...]:
-        (broker,) = manager.cluster.bootstrap_brokers()
-        connection = manager.get_connection(broker.node_id, timeout_ms=int(seconds * 1000))
-        try:
-            await connection
-        except kafka_errors.KafkaConnectionError:
-            # One that hangs up at the first request has not even heard of the login.
-            if connection.broker_version_data is None:
-                raise kafka_errors.KafkaProtocolError from None
-            raise
-        answer = await connection.send_request(MetadataRequest(topics=[]))
-        return tuple(_address(broker.host, broker.port) for broker in answer.brokers)
-
-    net.start()
-    try:
-        addresses: tuple[str, ...] = manager.run(ask)
-        return addresses
-    finally:
-        manager.close()
-        net.close()
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def refusal(error: kafka_errors.KafkaError, options: dict[str, Any]) -> str:

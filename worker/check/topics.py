@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from kafka import errors as kafka_errors
 
 from worker.check.findings import Finding, Level
-from worker.events.records import ErrorKind
 from worker.terminal.sentences import counted
-from worker.transports.kafka import records
+from worker.transports.kafka.sizes import MAX_MESSAGE_BYTES, dead_letter_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 GROUPS_TOPIC: Final = "__consumer_offsets"
 TRANSACTIONS_TOPIC: Final = "__transaction_state"
-MAX_MESSAGE_BYTES: Final = "max.message.bytes"
 _CONFIGS: Final = [
     "cleanup.policy",
     MAX_MESSAGE_BYTES,
@@ -34,13 +32,6 @@ _CONFIGS: Final = [
     "retention.ms",
     "unclean.leader.election.enable",
 ]
-# Reasons of dead letters are sentences of ours with at most the name of a field.
-_REASON_BYTES: Final = 200
-# What lengths and counts may grow by, and what the client's own estimate is too high by.
-_LENGTHS_BYTES: Final = 32
-_HEADER_LENGTHS_BYTES: Final = 4
-_HIGHEST_PARTITION: Final = 2**31 - 1
-_HIGHEST: Final = 2**63 - 1
 _LISTED_PARTITIONS: Final = 5
 
 
@@ -302,24 +293,6 @@ def _room_for_dead_letters(
 
 def _largest_event(inputs: Sequence[Topic]) -> int:
     return max((topic.number(MAX_MESSAGE_BYTES) or 0 for topic in inputs), default=0)
-
-
-def dead_letter_bytes(event: int, kafka: KafkaSettings) -> int:
-    """Return what the dead letter of an event has at most: the event, and headers of ours."""
-    headers = {
-        records.TOPIC: max(kafka.input_topics, key=len),
-        records.PARTITION: str(_HIGHEST_PARTITION),
-        records.OFFSET: str(_HIGHEST),
-        records.TIMESTAMP: str(_HIGHEST),
-        records.KIND: max(ErrorKind, key=len),
-        records.REASON: " " * _REASON_BYTES,
-        records.NULLS: '["value"]',
-    }
-    return (
-        event
-        + _LENGTHS_BYTES
-        + sum(len(name) + len(value) + _HEADER_LENGTHS_BYTES for name, value in headers.items())
-    )
 
 
 def _retention(topic: Topic, inputs: Sequence[Topic]) -> Iterator[Finding]:

@@ -62,8 +62,9 @@ def run(settings: Settings, arguments: Sequence[str], child: str | None) -> int:
 def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
     children = [_ConsumerChild(number, arguments) for number in range(settings.run.processes)]
     with (
-        serving(settings.run.listen, lambda: [child.status() for child in children]),
+        # First, so that who is seen to answer can be asked to stop.
         StopSignal() as stop,
+        serving(settings.run.listen, lambda: [child.status() for child in children]),
     ):
         try:
             while stop.received is None:

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from typing import Final
 
+from worker.addresses import host_and_port
 from worker.errors import ConfigurationError
 
 OFF: Final = "off"
@@ -28,10 +29,9 @@ def health(listen: str) -> int:
     """
     if listen == OFF:
         raise ConfigurationError("run.listen is off", "set it to host:port")
-    host, _, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
+    host, port = host_and_port(listen)
     try:
-        with closing(HTTPConnection(_ANY.get(host, host), int(port), _SECONDS)) as connection:
+        with closing(HTTPConnection(_ANY.get(host, host), port, _SECONDS)) as connection:
             connection.request("GET", "/healthz")
             answer = connection.getresponse()
             reason = json.loads(answer.read())["reason"]

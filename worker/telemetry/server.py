@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from prometheus_client import CollectorRegistry, MetricsHandler
 
+from worker.addresses import address_of, host_and_port
 from worker.errors import ConfigurationError
 from worker.logs.logger import log
 from worker.telemetry.exposition import families
@@ -76,14 +77,14 @@ def serving(listen: str, statuses: Statuses) -> Iterator[str | None]:
 
 
 def _listen(listen: str, statuses: Statuses) -> _Server:
-    host, _, port = listen.rpartition(":")
+    host, port = host_and_port(listen)
     advice = "set run.listen to another host:port, or to off"
-    if int(port) > _HIGHEST_PORT:
+    if port > _HIGHEST_PORT:
         raise ConfigurationError(f"{listen} has a port above {_HIGHEST_PORT}", advice)
     try:
         family, *_, address = socket.getaddrinfo(
-            host.removeprefix("[").removesuffix("]"),
-            int(port),
+            host,
+            port,
             type=socket.SOCK_STREAM,
             flags=socket.AI_PASSIVE,
         )[0]
@@ -124,9 +125,7 @@ class _Server(ThreadingTCPServer):
     def address(self) -> str:
         """Return host:port as it is written in a URL."""
         host, port, *_ = self.server_address
-        return (
-            f"[{host!s}]:{port}" if self.address_family == socket.AF_INET6 else f"{host!s}:{port}"
-        )
+        return address_of(str(host), port)
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the type is that of the base class
         """Remember when a connection began, and give it a thread."""
