@@ -52,7 +52,7 @@ def ask_for_the_group_late() -> None:
 
     def noting(self: KafkaTransport) -> bool:
         # Every consumer begins with this.
-        consumers.append(self._live)
+        consumers.append(self._member.consumer)
         return rewind(self)
 
     def flawed(self: TransactionManager, offsets: Any, _: Any) -> Any:

@@ -115,7 +115,7 @@ def test_records_that_do_not_come_end_the_worker_with_a_sentence_and_its_stacks(
     configure_logs("info", "json")
     stage.produce(["gg", "wp"])
     loop.run_until(lambda: len(stage.labels()) == 2, "two labels")
-    consumer = loop.transport._live
+    consumer = loop.transport._member.consumer
     # As a client that has forgotten to fetch: it stays in the group, and nothing comes.
     consumer.pause(*consumer.assignment())
     loop.transport._stalls = StallDetector(1)

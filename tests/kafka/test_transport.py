@@ -77,8 +77,8 @@ class DrainingTransport(KafkaTransport):
                 self.complete(chunk, [])
 
     def _is_drained(self) -> bool:
-        assigned = self._live.assignment()
-        committed = {p: self._live.committed(p) for p in assigned}
+        assigned = self._member.consumer.assignment()
+        committed = {p: self._member.consumer.committed(p) for p in assigned}
         return bool(assigned) and all(c == RECORDS_A_PARTITION for c in committed.values())
 
 
@@ -130,7 +130,7 @@ class KafkaHarness(Harness):
 
     def crash(self, consumer: Transport[Any]) -> None:
         assert isinstance(consumer, KafkaTransport)
-        client = consumer._consumer
+        client = consumer._member._consumer
         if client is not None:
             # It is gone without a word, and the group finds out by its silence.
             client._coordinator.maybe_leave_group = lambda **_: None

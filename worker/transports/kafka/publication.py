@@ -105,6 +105,15 @@ class Publication:
         self.refused += 1
 
 
+def nothing() -> Publication:
+    """Return a publication without records, for a commit of positions alone."""
+
+    def dead_letter(_: ConsumerRecord) -> ProducerRecord:
+        raise AssertionError("there is no record that could be refused")
+
+    return Publication([], dead_letter)
+
+
 def coordinates_of(source: ConsumerRecord) -> Coordinates:
     """Return topic, partition and offset of a record."""
     return (source.topic, source.partition, source.offset)

@@ -29,7 +29,7 @@ from worker.transports.kafka.client_internals import (
 from worker.transports.kafka.clients import new_producer, sentence
 from worker.transports.kafka.deadline import Deadline
 from worker.transports.kafka.durations import in_ms, in_ms_at_least_one
-from worker.transports.kafka.publication import RefusedError
+from worker.transports.kafka.publication import RefusedError, nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -113,6 +113,22 @@ class Publisher(Protocol):
 
     def close(self) -> None:
         """Close the producer, whatever it still holds."""
+
+
+def commit_alone(
+    publisher: Publisher, positions: Positions, group: ConsumerGroupMetadata, deadline: Deadline
+) -> None:
+    """Commit positions without any record, in the same way as those of a chunk, and see it done.
+
+    A plain commit that is late would be taken after a transaction that went further.
+
+    Raises:
+        ChunkAbandonedError: it was not done, or is not known to be.
+
+    """
+    publisher.finish_commit(deadline)
+    publisher.publish(nothing(), positions, group, deadline)
+    publisher.finish_commit(deadline)
 
 
 class AtLeastOnce:

@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from kafka import TopicPartition
@@ -22,14 +23,13 @@ from worker.errors import WorkerError
 from worker.events.records import DeadLetter, ErrorKind, Skipped
 from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.client_internals import (
-    close_connections,
     fetch_ahead,
     read_committed,
 )
-from worker.transports.kafka.clients import is_member, new_consumer, resume, sentence
+from worker.transports.kafka.clients import is_member, sentence
 from worker.transports.kafka.deadline import Deadline
-from worker.transports.kafka.durations import in_ms
 from worker.transports.kafka.marks import BegunWork
+from worker.transports.kafka.member import CALL_SECONDS, POLL_SECONDS, GroupMember
 from worker.transports.kafka.pacing import ChunkSize, Retries
 from worker.transports.kafka.positions import (
     establish_starts,
@@ -37,7 +37,7 @@ from worker.transports.kafka.positions import (
     seek_into_range,
 )
 from worker.transports.kafka.publication import Publication
-from worker.transports.kafka.publishers import AtLeastOnce, ExactlyOnce
+from worker.transports.kafka.publishers import AtLeastOnce, ExactlyOnce, commit_alone
 from worker.transports.kafka.records import record_of
 from worker.transports.kafka.stalls import StallDetector
 from worker.transports.kafka.undecodable import UNREADABLE, refuse_undecodable
@@ -45,7 +45,6 @@ from worker.transports.kafka.undecodable import UNREADABLE, refuse_undecodable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from kafka import KafkaConsumer
     from kafka.consumer.fetcher import ConsumerRecord
     from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
@@ -53,12 +52,11 @@ if TYPE_CHECKING:
     from worker.events.records import Item, Outcome
     from worker.settings.schema import KafkaSettings
     from worker.transports.kafka.marks import Records
+    from worker.transports.kafka.member import Polled
     from worker.transports.kafka.publishers import Publisher
     from worker.transports.kafka.records import ProducerRecordEncoder
 
-_POLL_SECONDS: Final = 0.2
 _LOOK_SECONDS: Final = 2.0
-_CALL_SECONDS: Final = 5.0
 _TAKE_BACK_SECONDS: Final = 0.5
 # The consumer is none the worse for these.
 _LATER: Final = (
@@ -138,16 +136,14 @@ class KafkaTransport:
         self.report = TransportReport()
         self._state = State.AWAY
         self._settings = settings
-        self._decode = decode
+        self._decode = partial(_item, decode=decode, max_bytes=limits.max_bytes)
         self._encoder = encoder
-        self._max_bytes = limits.max_bytes
-        self._consumer: KafkaConsumer | None = None
+        self._member = GroupMember(settings, self.report)
         self._publisher: Publisher = (
             ExactlyOnce(settings)
             if settings.guarantee == "exactly-once"
-            else AtLeastOnce(settings, lambda: self._live)
+            else AtLeastOnce(settings, lambda: self._member.consumer)
         )
-        self._generation: int | None = None
         self._begun = BegunWork()
         self._deadline = Deadline()
         self._chunk_size = ChunkSize(settings.chunk_records, settings.chunk_seconds)
@@ -205,7 +201,7 @@ class KafkaTransport:
             if self._settings.guarantee == "at-least-once":
                 # They are here when this chunk is published. A transaction's end is waited for.
                 with suppress(kafka_errors.KafkaError):  # which the next poll meets again
-                    fetch_ahead(self._live)
+                    fetch_ahead(self._member.consumer)
             self._publisher.finish_commit(self._deadline)
             published = time.monotonic()
             self._publisher.publish(publication, chunk.positions, chunk.group, self._deadline)
@@ -236,14 +232,8 @@ class KafkaTransport:
         A commit that is under way goes ahead of the leave on its connection.
         """
         self._publisher.close()
-        self._drop_consumer(timeout)
+        self._member.drop(timeout)
         self.report.joined = False
-
-    @property
-    def _live(self) -> KafkaConsumer:
-        if self._consumer is None:
-            raise kafka_errors.KafkaConnectionError
-        return self._consumer
 
     def _move(self, state: State) -> None:
         """Go from one state to another; the only place that does."""
@@ -254,11 +244,12 @@ class KafkaTransport:
     def _next(self) -> KafkaChunk:
         """Return the next chunk; whatever the brokers refuse or fail to do is waited out."""
         if self._retries.pausing:
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
             return KafkaChunk()
         try:
             if self._state is State.AWAY:
-                self._connect()
+                self._member.connect()
+                self._move(State.REWINDING)
             if self._state is State.REWINDING:
                 if not self._rewind():
                     return KafkaChunk()
@@ -289,91 +280,63 @@ class KafkaTransport:
         self._retries.report(str(error) if abandoned else sentence(error))
         self._retries.pause()
 
-    def _connect(self) -> None:
-        self._consumer = new_consumer(self._settings)
-        self._move(State.REWINDING)
-        self._consumer.subscribe(list(self._settings.input_topics))
-
     def _disconnect(self) -> None:
-        self._drop_consumer(_CALL_SECONDS)
+        self._member.drop(CALL_SECONDS)
+        self._begun.forget()
         self._move(State.AWAY)
 
     def _rewind(self) -> bool:
         """Set every partition to what is committed; return False while that is not to be had."""
-        consumer = self._live
-        consumer.pause(*consumer.assignment())
-        # Membership needs polls; records of a partition that is new here come again.
-        consumer.poll(timeout_ms=in_ms(_POLL_SECONDS))
-        self._see_group(consumer.group_metadata())
-        if not self.report.joined:
+        if not self._member.stay():
             return False
-        if not self._publisher.prepare(_CALL_SECONDS):
+        if not self._publisher.prepare(CALL_SECONDS):
             self._retries.report("the brokers have not decided on records that were sent")
             return False
-        committed = read_committed(consumer, consumer.assignment(), _CALL_SECONDS)
+        consumer = self._member.consumer
+        committed = read_committed(consumer, consumer.assignment(), CALL_SECONDS)
         if None in committed.values():
             self._disconnect()
             return False
         offsets = {p: commit.offset for p, commit in committed.items() if commit is not None}
-        for partition, offset in offsets.items():
-            consumer.seek(partition, offset)
         self._publisher.rewound(offsets)
         self._stalls.reset()
         self._begun.forget()
-        resume(consumer)
+        self._member.go_on_from(offsets)
         return True
 
     def _poll(self) -> KafkaChunk:
-        consumer = self._live
         if self._settings.guarantee == "exactly-once":
             since = time.monotonic() - self._last_polled
             time.sleep(max(0.0, self._settings.commit_interval_seconds - since))
         started = time.monotonic()
-        size = 1 if self._begun.careful else self._chunk_size.records
-        records = consumer.poll(timeout_ms=in_ms(_POLL_SECONDS), max_records=size)
-        # What the commit of these records will be judged by; read later, it would be another's.
-        group = consumer.group_metadata()
-        polled = time.monotonic()
-        self.report.poll_seconds += polled - started
-        changed = self._see_group(group)
-        if records or changed:
+        polled = self._member.poll(1 if self._begun.careful else self._chunk_size.records)
+        self.report.poll_seconds += polled.at - started
+        if polled.records or polled.changed:
             # Positions in memory are ahead of the committed ones, until a chunk is completed.
             self._move(State.REWINDING)
-        if changed:
+        if polled.changed:
             # A partition that was kept, or came back, may stand where it was long ago.
             return KafkaChunk()
-        if not records:
-            return self._look_after_partitions(group, polled)
+        if not polled.records:
+            return self._look_after_partitions(polled.group, polled.at)
         self._retries.succeeded()
-        return self._chunk(records, group, polled)
+        return self._chunk(polled)
 
-    def _see_group(self, group: ConsumerGroupMetadata) -> bool:
-        """Take note of the group after a poll; return whether it is another than before."""
-        self.report.joined = is_member(self._live, group)
-        generation = group.generation_id if self.report.joined else None
-        changed = generation != self._generation
-        if changed and generation is not None:
-            self.report.rebalances += 1
-            self.report.lag = {}
-        self._generation = generation
-        return changed
-
-    def _chunk(self, records: Records, group: ConsumerGroupMetadata, polled: float) -> KafkaChunk:
-        records, deadly = self._begin(records, group)
+    def _chunk(self, polled: Polled) -> KafkaChunk:
+        records, deadly = self._begin(polled.records, polled.group)
         sources = [source for part in records.values() for source in part]
         positions = {}
         for partition in records:
-            position = self._position(partition)
+            position = self._member.position(partition)
             positions[partition] = self._begun.passed(partition, position)
-            highwater = self._live.highwater(partition) or position
-            self.report.lag = {**self.report.lag, partition: highwater - position}
+            self._member.see_lag(partition, position)
         started = time.monotonic()
-        items: list[Item] = [self._item(source) for source in sources]
+        items: list[Item] = [self._decode(source) for source in sources]
         self.report.decode_seconds += time.monotonic() - started
         if deadly:
             reason = "processes died when this record was labelled"
             items = [DeadLetter(record_of(sources[0]), ErrorKind.DEADLY, reason)]
-        return KafkaChunk(items, sources, positions, group, polled)
+        return KafkaChunk(items, sources, positions, polled.group, polled.at)
 
     def _begin(self, records: Records, group: ConsumerGroupMetadata) -> tuple[Records, bool]:
         """Note with the brokers that work begins here, so that deaths can be counted.
@@ -381,15 +344,14 @@ class KafkaTransport:
         Returns the records to go on with, and whether the one that goes on alone is deadly.
         """
         unknown = self._begun.unknown(records)
-        committed = read_committed(self._live, unknown, _CALL_SECONDS) if unknown else {}
+        committed = read_committed(self._member.consumer, unknown, CALL_SECONDS) if unknown else {}
         alone, deadly, marks = self._begun.begin(records, committed)
         if alone is not None:
             for partition, part in records.items():
-                self._live.seek(partition, part[0].offset + (partition == alone))
+                self._member.consumer.seek(partition, part[0].offset + (partition == alone))
             records = {alone: records[alone][:1]}
         if marks:
-            self._deadline.begin(time.monotonic() + _CALL_SECONDS)
-            self._commit(group, marks, self._deadline)
+            self._commit(group, marks)
         return records, deadly
 
     def _take_back(
@@ -402,16 +364,7 @@ class KafkaTransport:
         if marks := self._begun.taken_back(partitions):
             with suppress(ChunkAbandonedError):
                 # Also where the time to stop is over: closing has some of its own.
-                self._commit(group, marks, Deadline(_TAKE_BACK_SECONDS))
-
-    def _item(self, source: ConsumerRecord) -> Item:
-        record = record_of(source)
-        if source.value is None:
-            return Skipped(record)
-        if len(source.value) > self._max_bytes:
-            reason = f"the record is longer than {self._max_bytes} bytes"
-            return DeadLetter(record, ErrorKind.TOO_LARGE, reason)
-        return self._decode(record)
+                commit_alone(self._publisher, marks, group, Deadline(_TAKE_BACK_SECONDS))
 
     def _look_after_partitions(self, group: ConsumerGroupMetadata, now: float) -> KafkaChunk:
         """Look after the partitions while nothing comes; markers of transactions move positions."""
@@ -421,25 +374,16 @@ class KafkaTransport:
         passed = min(now - self._looked_after, 2 * _LOOK_SECONDS)
         self._looked_after = now
         try:
-            self._publisher.finish_commit(Deadline(_CALL_SECONDS))
+            self._publisher.finish_commit(Deadline(CALL_SECONDS))
         except ChunkAbandonedError:
             self._move(State.REWINDING)
             raise
-        assigned = self._live.assignment()
-        positions = {partition: self._position(partition) for partition in assigned}
-        first = TopicPartition(self._settings.input_topics[0], 0)
-        timeout_ms = in_ms(_CALL_SECONDS)
-        ends = self._live.end_offsets(assigned or {first}, timeout_ms=timeout_ms)
-        self.report.lag = {p: max(0, ends[p] - position) for p, position in positions.items()}
+        positions = self._member.look_at_positions()
         self.report.problem = None
         self._retries.succeeded()
         self._stalls.look(positions, self.report.lag, passed)
         moved = self._begun.moved(positions)
         return KafkaChunk(positions=moved, group=group, polled=now) if moved else KafkaChunk()
-
-    def _position(self, partition: TopicPartition) -> int:
-        timeout_ms = in_ms(_CALL_SECONDS)
-        return int(self._live.position(partition, timeout_ms=timeout_ms))
 
     def _find_position(self, error: kafka_errors.KafkaError) -> KafkaChunk:
         """Give partitions a position that have none, or one out of range.
@@ -448,43 +392,28 @@ class KafkaTransport:
             WorkerError: no position would be right.
 
         """
-        group = self._live.group_metadata()
-        if not is_member(self._live, group):
+        consumer = self._member.consumer
+        group = consumer.group_metadata()
+        if not is_member(consumer, group):
             return KafkaChunk()
-
-        def commit(offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
-            self._deadline.begin(time.monotonic() + _CALL_SECONDS)
-            self._commit(group, offsets, self._deadline)
-
+        commit = partial(self._commit, group)
         try:
             if isinstance(error, kafka_errors.LogTruncationError):
                 raise lost_offsets("the brokers have lost records that this group has read")
             if isinstance(error, kafka_errors.OffsetOutOfRangeError):
-                lost = seek_into_range(self._live, error.args[0], commit, _CALL_SECONDS)
+                lost = seek_into_range(consumer, error.args[0], commit, CALL_SECONDS)
                 self.report.lost_to_retention += lost
-            elif not establish_starts(self._live, self._settings, commit, _CALL_SECONDS):
-                time.sleep(_POLL_SECONDS)
+            elif not establish_starts(consumer, self._settings, commit, CALL_SECONDS):
+                time.sleep(POLL_SECONDS)
         except (kafka_errors.KafkaError, ChunkAbandonedError) as trouble:
             self._wait_out(trouble)
         return KafkaChunk()
 
     def _commit(
-        self,
-        group: ConsumerGroupMetadata,
-        offsets: Mapping[TopicPartition, OffsetAndMetadata],
-        deadline: Deadline,
+        self, group: ConsumerGroupMetadata, offsets: Mapping[TopicPartition, OffsetAndMetadata]
     ) -> None:
-        """Commit offsets alone, in the same way as those of a chunk.
-
-        A plain commit that is late would be taken after a transaction that went further.
-
-        Raises:
-            ChunkAbandonedError: it was not done, or is not known to be.
-
-        """
-        self._publisher.finish_commit(deadline)
-        self._publisher.publish(Publication([], self._encoder.refused), offsets, group, deadline)
-        self._publisher.finish_commit(deadline)
+        self._deadline.begin(time.monotonic() + CALL_SECONDS)
+        commit_alone(self._publisher, offsets, group, self._deadline)
 
     def _look_for_undecodable(self) -> None:
         """Find out whether the client failed at a record batch that it cannot decode.
@@ -493,23 +422,17 @@ class KafkaTransport:
             UndecodableError: it did.
 
         """
-        if self._consumer is None:
-            return
-        positions = {}
-        for partition in self._consumer.assignment():
-            with suppress(kafka_errors.KafkaError):
-                positions[partition] = self._consumer.position(partition, timeout_ms=1000)
-        self._drop_consumer(_CALL_SECONDS)
+        positions = self._member.last_positions()
+        self._member.drop(CALL_SECONDS)
         with suppress(kafka_errors.KafkaError):
             refuse_undecodable(self._settings, positions)
 
-    def _drop_consumer(self, timeout: float) -> None:
-        consumer, self._consumer = self._consumer, None
-        self._generation = None
-        self._begun.forget()
-        if consumer is not None:
-            with suppress(Exception):  # whatever state it is in
-                consumer.close(autocommit=False, timeout_ms=in_ms(timeout))
-            # Where leaving the group fails, that ends before the connections do.
-            with suppress(Exception):
-                close_connections(consumer)
+
+def _item(source: ConsumerRecord, *, decode: Decoder, max_bytes: int) -> Item:
+    record = record_of(source)
+    if source.value is None:
+        return Skipped(record)
+    if len(source.value) > max_bytes:
+        reason = f"the record is longer than {max_bytes} bytes"
+        return DeadLetter(record, ErrorKind.TOO_LARGE, reason)
+    return decode(record)
