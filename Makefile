@@ -7,7 +7,8 @@ TEST_PROCESSES ?= 6
 CHAOS_SECONDS ?= 900
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-fast chaos compose-test benchmark-batches benchmark-caches benchmark-check \
+.PHONY: demo test test-fast chaos compose-test configuration benchmark-batches benchmark-caches \
+	benchmark-check \
 	benchmark-engine benchmark-ladder benchmark-latency benchmark-peers \
 	benchmark-replay benchmark-scale benchmark-stream model clean
 
@@ -99,6 +100,10 @@ model: $(VENV)/.all
 	mv build/model worker/models/emotion
 	$(VENV)/bin/worker evaluate worker/models/emotion $(DATA)/test.tsv \
 		--label-names $(DATA)/labels.txt
+
+# Makes configs/worker.toml and docs/configuration.md from the table of settings.
+configuration: $(VENV)/.all
+	$(VENV)/bin/python -m worker.settings.documents .
 
 # The broker that tests run against; where it cannot be fetched they skip.
 build/kafka/.jars: tests/kafka/pom.xml

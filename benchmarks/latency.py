@@ -49,7 +49,7 @@ from benchmarks.stream import (
 )
 from tests.kafka.broker import missing
 from worker.bench.machine import machine
-from worker.bench.measure import CHUNK
+from worker.defaults import CHUNK_RECORDS as CHUNK
 from worker.inference.classifier import Classifier
 
 if TYPE_CHECKING:

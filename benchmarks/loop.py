@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from worker.settings.schema import load_settings
+from worker.settings.loading import load_settings
 from worker.transports.kafka.clients import new_consumer, new_producer
 
 

@@ -25,7 +25,6 @@ from tests.kafka.broker import missing
 from worker.bench.chunk_costs import ChunkRoute, events_of
 from worker.bench.machine import machine
 from worker.bench.measure import batch_speeds
-from worker.bench.peak import peak_gops
 from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
 
 if TYPE_CHECKING:
@@ -43,10 +42,10 @@ RUNS = 3
 
 def by_batch(artifact: Artifact, texts: Sequence[str], price: float) -> None:
     print("\nthe engine, in batches: us a message, and a million messages")
-    for each in batch_speeds(artifact, texts, peak_gops()):
+    for each in batch_speeds(artifact, texts):
         micros = 1e6 / each.messages_per_second
         line = f"  {each.tokens:3} tokens {each.batch:4} at once {micros:8.0f} us"
-        print(f"{line} {price * micros:10.4f}  {each.share_of_peak:4.0%} of peak")
+        print(f"{line} {price * micros:10.4f}  {each.gops:6.0f} GOPS")
 
 
 def by_share(artifact: Artifact, texts: Sequence[str], price: float) -> None:

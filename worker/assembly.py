@@ -1,4 +1,4 @@
-"""What every command that labels needs, made from the settings."""
+"""What every command that labels needs: fields and a classifier, made from the settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import gc
 from typing import TYPE_CHECKING, Final
 
 from worker.errors import ConfigurationError
-from worker.events.codec import OUTPUT_FIELDS, Fields
+from worker.events.decoding import Fields
+from worker.events.encoding import OUTPUT_FIELDS
 from worker.inference.cache import DiskCache
 from worker.inference.classifier import Classifier
 from worker.logs.logger import log
@@ -35,7 +36,12 @@ def fields_of(settings: InputSettings) -> Fields:
 
 
 def open_classifier(settings: Settings, artifact: Artifact) -> Classifier:
-    """Load engine and caches, the last of what stays until the end."""
+    """Return a classifier with the engine and the caches that the settings ask for.
+
+    Raises:
+        ArtifactError: the model cannot be used.
+
+    """
     folder = settings.cache_directory
     disk = DiskCache(folder, settings.cache.disk_bytes) if folder else None
     entries = settings.cache.memory_entries if settings.cache.enabled else 0
@@ -46,15 +52,16 @@ def open_classifier(settings: Settings, artifact: Artifact) -> Classifier:
         digest=artifact.digest,
         int8_products="u8 x u8, slower" if classifier.engine.exact_products else "u8 x s8",
     )
-    _collect_rarely()
     return classifier
 
 
-def _collect_rarely() -> None:
-    """Keep the garbage collector from looking through what is in use anyway.
+def collect_garbage_rarely() -> None:
+    """Make Python's garbage collector run rarely, and leave out what has been loaded by now.
 
-    A chunk is tens of thousands of objects, in use until it is complete; at the usual threshold the
-    collector goes through them again and again, in vain.
+    This is for a process that does nothing but label until it ends, and has loaded its model. A
+    chunk is tens of thousands of objects that stay in use until it is complete. At the usual
+    threshold the collector goes through them again and again in vain, so the
+    threshold becomes 100,000 objects. This changes the whole process, so commands do it, and the Python API never does.
     """
     gc.collect()
     gc.freeze()

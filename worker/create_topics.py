@@ -1,4 +1,4 @@
-"""`worker create-topics`: makes the topics that the settings name, where they are not there yet."""
+"""`worker create-topics` creates those topics of the settings that do not exist yet."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from kafka import errors as kafka_errors
 
-from worker.check.topics import MAX_MESSAGE_BYTES, dead_letter_bytes
 from worker.logs.logger import log
 from worker.transports.kafka.admin import BrokerQueries
 from worker.transports.kafka.clients import explained_kafka_errors, new_admin, sentence
+from worker.transports.kafka.sizes import MAX_MESSAGE_BYTES, dead_letter_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from worker.settings.schema import KafkaSettings
 
 _PAUSE_SECONDS: Final = 0.5
-# What the brokers take as: your own default.
+# The number by which a client leaves the choice to the brokers' own default.
 _DEFAULT: Final = -1
 
 
@@ -30,8 +30,9 @@ def create_topics(
 ) -> None:
     """Create input, output and dead-letter topics, and print a line for each.
 
-    None leaves a number to the brokers. Dead letters get room for the largest event of the input
-    topics. Topics that exist stay as they are. Brokers that do not answer are waited for.
+    Where `partitions` or `replicas` is None, the brokers choose. The dead-letter topic gets room for
+    the largest event that the input topics take. Topics that exist stay as they are. Brokers that do
+    not answer are asked again for `wait_seconds`.
 
     Raises:
         WorkerError: the brokers do not answer in time, or refuse.
@@ -56,16 +57,16 @@ def create_topics(
 
 
 def _connected(settings: KafkaSettings, until: float) -> KafkaAdminClient:
-    told_of = ""
+    warned_of = ""
     while True:
         try:
             return new_admin(settings)
         except kafka_errors.KafkaError as error:
             if time.monotonic() > until:
                 raise
-            if told_of != (problem := sentence(error)):
+            if warned_of != (problem := sentence(error)):
                 log.warning("waiting", problem=problem)
-                told_of = problem
+                warned_of = problem
         time.sleep(_PAUSE_SECONDS)
 
 

@@ -2,6 +2,30 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+from typing import Final
+
+
+class ExitCode(IntEnum):
+    """How a command ends."""
+
+    DONE = 0
+    FAILED = 1
+    WRONG_USAGE = 2
+    DONE_WITH_DEAD_LETTERS = 3
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+EXIT_CODES: Final = {
+    ExitCode.DONE: "done",
+    ExitCode.FAILED: "failed: standard error says what and where",
+    ExitCode.WRONG_USAGE: "wrong usage or configuration; nothing was done",
+    ExitCode.DONE_WITH_DEAD_LETTERS: "done, but some records became dead letters",
+    ExitCode.INTERRUPTED: "interrupted by SIGINT; ready to be continued",
+    ExitCode.TERMINATED: "interrupted by SIGTERM; ready to be continued",
+}
+
 
 class WorkerError(Exception):
     """An error that a person can act on: the base class of all errors of this package.

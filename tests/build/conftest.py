@@ -26,8 +26,9 @@ if IS_WANTED:
         PreTrainedTokenizerFast,
     )
 
-    from worker.build.finetune import FinetuneOptions, finetune
+    from worker.build.finetune import finetune
     from worker.build.prepare import GateLimits, PrepareOptions, prepare
+    from worker.build.training import FinetuneOptions, read_training_data
     from worker.inference.artifact import Artifact, load_artifact
 
     # Models this small take ten times longer where threads wait for each other.
@@ -158,6 +159,11 @@ def randomize(model: torch.nn.Module, spread: float) -> None:
             weight.normal_(middle, spread, generator=generator)
 
 
+def train_on(options: FinetuneOptions) -> Quality:
+    """Train as the command does."""
+    return finetune(options, read_training_data(options))
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
     """Return a factory of ordinary transformers checkpoints with random weights."""
@@ -259,5 +265,5 @@ def trained(
             max_tokens=32,
             precision="fp32",
         )
-        runs[task] = Trained(options, finetune(options))
+        runs[task] = Trained(options, train_on(options))
     return runs

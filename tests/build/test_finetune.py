@@ -20,9 +20,10 @@ from transformers import (
     EarlyStoppingCallback,
 )
 
-from tests.build.conftest import LABELS, save_bert, tiny_tokenizer, write_jsonl
+from tests.build.conftest import LABELS, save_bert, tiny_tokenizer, train_on, write_jsonl
 from worker.build.checkpoint import Checkpoint
-from worker.build.finetune import FinetuneOptions, finetune, resolve_precision
+from worker.build.finetune import resolve_precision
+from worker.build.training import FinetuneOptions
 from worker.cli.entry import main
 from worker.errors import ConfigurationError, ExampleFileError, WorkerError
 from worker.evaluation.command import evaluate
@@ -79,7 +80,7 @@ def unfinished(options: FinetuneOptions, monkeypatch: pytest.MonkeyPatch) -> Fin
     with monkeypatch.context() as patch:
         patch.setattr(EarlyStoppingCallback, "on_save", stop)
         with pytest.raises(KeyboardInterrupt):
-            finetune(options)
+            train_on(options)
     return options
 
 
@@ -191,7 +192,7 @@ def test_emoji_become_tokens(trained: dict[Task, Trained]) -> None:
 
 
 def test_without_emoji_the_vocabulary_stays(options: FinetuneOptions) -> None:
-    finetune(replace(options, emoji=False, epochs=1))
+    train_on(replace(options, emoji=False, epochs=1))
     tokenizer = Checkpoint.load(options.output).tokenizer
     assert tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
 
@@ -200,7 +201,7 @@ def test_the_same_seed_gives_the_same_weights(options: FinetuneOptions, tmp_path
     again = replace(options, output=tmp_path / "again")
     other = replace(options, output=tmp_path / "other", seed=2)
     for run in (options, again, other):
-        finetune(replace(run, epochs=1))
+        train_on(replace(run, epochs=1))
     weights = weights_of(options.output)
     assert are_equal(weights, weights_of(again.output))
     assert not are_equal(weights, weights_of(other.output))
@@ -209,7 +210,7 @@ def test_the_same_seed_gives_the_same_weights(options: FinetuneOptions, tmp_path
 def test_training_stops_where_it_does_not_get_better(
     options: FinetuneOptions, steps: list[int]
 ) -> None:
-    finetune(replace(options, learning_rate=1e-12, patience=2))
+    train_on(replace(options, learning_rate=1e-12, patience=2))
     assert len(steps) == STEPS_A_CHECKPOINT * (1 + 2)
 
 
@@ -234,7 +235,7 @@ def test_a_killed_run_continues_and_ends_as_if_nothing_had_been(
     assert steps == list(range(STEPS_A_CHECKPOINT + 1, STEPS + 1))
     assert list(tmp_path.iterdir()) == [options.output]
 
-    finetune(replace(options, output=tmp_path / "at-once"))
+    train_on(replace(options, output=tmp_path / "at-once"))
     assert are_equal(weights_of(options.output), weights_of(tmp_path / "at-once"))
 
 
@@ -244,14 +245,14 @@ def test_a_run_killed_while_it_saved_continues_from_the_checkpoint_before(
     # transformers writes this file last.
     last = partial_of(unfinished) / f"checkpoint-{2 * STEPS_A_CHECKPOINT}"
     (last / "trainer_state.json").unlink()
-    finetune(unfinished)
+    train_on(unfinished)
     assert steps == list(range(STEPS_A_CHECKPOINT + 1, STEPS + 1))
 
 
 def test_an_unfinished_run_with_other_options_is_in_the_way(unfinished: FinetuneOptions) -> None:
     before = sorted(partial_of(unfinished).rglob("*"))
     with pytest.raises(ConfigurationError, match="unfinished run with other options or data"):
-        finetune(replace(unfinished, seed=2))
+        train_on(replace(unfinished, seed=2))
     assert sorted(partial_of(unfinished).rglob("*")) == before
     assert not unfinished.output.exists()
 
@@ -266,14 +267,14 @@ def test_an_unfinished_run_on_other_texts_is_in_the_way(
     with train.open("a", encoding="utf-8") as file:
         file.write('{"text": "we rest", "labels": ["calm"]}\n')
     with pytest.raises(ConfigurationError, match="unfinished run with other options or data"):
-        finetune(replace(unfinished, train=train))
+        train_on(replace(unfinished, train=train))
 
 
 def test_a_folder_that_no_run_made_is_not_continued(options: FinetuneOptions) -> None:
     partial_of(options).mkdir()
     (partial_of(options) / "diary.txt").touch()
     with pytest.raises(ConfigurationError, match="unfinished run with other options or data"):
-        finetune(options)
+        train_on(options)
 
 
 @pytest.mark.parametrize(
@@ -283,14 +284,14 @@ def test_options_that_make_no_sense_are_refused_before_any_work(
     options: FinetuneOptions, change: dict[str, Any]
 ) -> None:
     with pytest.raises(ConfigurationError, match="must be"):
-        finetune(replace(options, **change))
+        train_on(replace(options, **change))
     assert not partial_of(options).exists()
 
 
 def test_what_exists_is_not_overwritten(options: FinetuneOptions) -> None:
     options.output.mkdir()
     with pytest.raises(ConfigurationError, match="exists; remove it"):
-        finetune(options)
+        train_on(options)
     assert not list(options.output.iterdir())
     assert not partial_of(options).exists()
 
@@ -298,13 +299,13 @@ def test_what_exists_is_not_overwritten(options: FinetuneOptions) -> None:
 def test_one_label_leaves_nothing_to_learn(options: FinetuneOptions, tmp_path: Path) -> None:
     train = write_jsonl(tmp_path / "one.jsonl", [("we rest", ["calm"]), ("we win", ["calm"])])
     with pytest.raises(ExampleFileError, match="fewer than two labels"):
-        finetune(replace(options, train=train))
+        train_on(replace(options, train=train))
 
 
 def test_dev_has_no_labels_that_train_has_not(options: FinetuneOptions, tmp_path: Path) -> None:
     dev = write_jsonl(tmp_path / "dev.jsonl", [("we rest", ["calm", "sleepy"])])
     with pytest.raises(ExampleFileError, match="labels that the model does not have: sleepy"):
-        finetune(replace(options, dev=dev))
+        train_on(replace(options, dev=dev))
 
 
 @pytest.mark.parametrize("labels", [[], ["calm", "glad"]])
@@ -313,14 +314,14 @@ def test_one_of_wants_one_label_a_text(
 ) -> None:
     dev = write_jsonl(tmp_path / "dev.jsonl", [("we rest", labels)])
     with pytest.raises(ExampleFileError, match="some texts have no label or several"):
-        finetune(replace(options, dev=dev, task=Task.ONE_OF))
+        train_on(replace(options, dev=dev, task=Task.ONE_OF))
 
 
 def test_labels_can_be_trained_as_several_though_each_text_has_one(
     options: FinetuneOptions, labelled: dict[Task, LabelledFiles]
 ) -> None:
     train, dev = labelled[Task.ONE_OF]
-    finetune(replace(options, train=train, dev=dev, task=Task.SEVERAL, epochs=1))
+    train_on(replace(options, train=train, dev=dev, task=Task.SEVERAL, epochs=1))
     assert Checkpoint.load(options.output).task is Task.SEVERAL
 
 
@@ -328,8 +329,36 @@ def test_a_missing_file_of_texts_leaves_nothing_behind(
     options: FinetuneOptions, tmp_path: Path
 ) -> None:
     with pytest.raises(ExampleFileError, match="cannot read"):
-        finetune(replace(options, train=tmp_path / "missing.jsonl"))
+        train_on(replace(options, train=tmp_path / "missing.jsonl"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--text-field", "body"], "a text in 'body' and its labels in 'labels'"),
+        (["--label-field", "label"], "a text in 'text' and its labels in 'label'"),
+        (["--dev", "missing.jsonl"], "cannot read missing.jsonl"),
+        (["--epochs", "0"], "epochs must be more than 0"),
+        (["-o", "texts.jsonl"], "texts.jsonl exists"),
+    ],
+)
+def test_what_is_wrong_with_data_and_options_is_said_before_torch_is_loaded(
+    tmp_path: Path, arguments: list[str], problem: str
+) -> None:
+    write_jsonl(tmp_path / "texts.jsonl", [("we win", ["yes"]), ("we hate", ["no"])])
+    command = ["finetune", "--train", "texts.jsonl", "--dev", "texts.jsonl", "-o", "new"]
+    program = (
+        "import sys; from worker.cli import main; "
+        f"code = main({[*command, *arguments]}); print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    code, loaded = done.stdout.split()
+    assert code in {"1", "2"}
+    assert problem in done.stderr
+    assert loaded == "False"
 
 
 def test_a_result_is_a_base_for_other_labels(
@@ -338,7 +367,7 @@ def test_a_result_is_a_base_for_other_labels(
     rows = [("we win", ["yes"]), ("we hate", ["no"])]
     texts = write_jsonl(tmp_path / "texts.jsonl", rows)
     first = trained[Task.SEVERAL].options.output
-    finetune(replace(options, train=texts, dev=texts, base=str(first)))
+    train_on(replace(options, train=texts, dev=texts, base=str(first)))
     result = Checkpoint.load(options.output)
     assert result.labels == ("no", "yes")
     assert result.tokenizer.get_vocab() == Checkpoint.load(first).tokenizer.get_vocab()
@@ -350,18 +379,18 @@ def test_more_tokens_than_the_base_has_are_refused(
     rows = [("we win " * 50, ["glad"]), ("you hate", ["cross"])]
     texts = write_jsonl(tmp_path / "texts.jsonl", rows)
     with pytest.raises(ConfigurationError):
-        finetune(replace(options, train=texts, dev=texts, max_tokens=65))
+        train_on(replace(options, train=texts, dev=texts, max_tokens=65))
 
 
 def test_a_base_that_is_missing_is_told(options: FinetuneOptions, tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="is not a DistilBERT"):
-        finetune(replace(options, base=str(tmp_path / "missing")))
+        train_on(replace(options, base=str(tmp_path / "missing")))
 
 
 def test_a_base_that_is_no_distilbert_is_refused(options: FinetuneOptions, tmp_path: Path) -> None:
     bert = save_bert(tmp_path / "bert")
     with pytest.raises(WorkerError, match="is not a DistilBERT"):
-        finetune(replace(options, base=str(bert)))
+        train_on(replace(options, base=str(bert)))
 
 
 def test_a_base_of_pickled_weights_is_refused(
@@ -372,13 +401,13 @@ def test_a_base_of_pickled_weights_is_refused(
     torch.save(weights_of(base), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
     with pytest.raises(WorkerError, match="with safetensors weights"):
-        finetune(replace(options, base=str(pickled)))
+        train_on(replace(options, base=str(pickled)))
 
 
 def test_the_default_base_is_the_minilm(options: FinetuneOptions, tmp_path: Path) -> None:
     rows = [("we win", ["glad"]), ("we hate this", ["cross"])]
     texts = write_jsonl(tmp_path / "texts.jsonl", rows)
-    finetune(replace(options, train=texts, dev=texts, base="minilm", epochs=1))
+    train_on(replace(options, train=texts, dev=texts, base="minilm", epochs=1))
     checkpoint = Checkpoint.load(options.output)
     shutil.rmtree(options.output)
     assert (checkpoint.model.config.n_layers, checkpoint.model.config.dim) == (6, 384)

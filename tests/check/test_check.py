@@ -1,4 +1,4 @@
-"""`worker check` without brokers: what it says of those that are away, and of this machine."""
+"""`worker check` without brokers: what it says about those that are away, and about this machine."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     Check = Callable[..., tuple[int, list[str]]]
 
 AWAY = {"KAFKA__BROKERS": "127.0.0.1:1"}
-SECRET = "correct horse"  # noqa: S105 - a test's
+SECRET = "correct horse"  # noqa: S105 - no real password
 
 
 @pytest.fixture
 def run_check(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Check:
-    """Return what runs the command with settings; it returns the exit code and the lines."""
+    """Return a function that runs the command with settings; it returns the exit code and the lines."""
 
     def run(**settings: str) -> tuple[int, list[str]]:
         for name, value in (AWAY | settings).items():
@@ -46,14 +46,14 @@ def run_check(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 
 
 def about(lines: list[str], what: str) -> list[str]:
-    """Return the lines about something, without what they are about."""
+    """Return level and sentence of the lines about a subject."""
     cut = [line.split(f"  {what}: ", 1) for line in lines]
     return [f"{parts[0].strip()} {parts[1]}" for parts in cut if len(parts) == 2]
 
 
 @contextmanager
 def listener(answer: Callable[[socket.socket], None] | None = None) -> Iterator[str]:
-    """Listen as something that is no broker; without an answer, connections are left waiting."""
+    """Listen as a program that is no broker; without an answer, connections are left waiting."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -91,20 +91,22 @@ def test_every_line_has_a_level_and_says_what_it_is_about(run_check: Check) -> N
     assert [line[6:].split(":")[0] for line in lines] == subjects
 
 
-def test_where_nothing_listens_the_reason_is_told(run_check: Check) -> None:
+def test_where_nothing_listens_the_reason_is_given(run_check: Check) -> None:
     _, lines = run_check()
     assert about(lines, "brokers") == ["fail 127.0.0.1:1 cannot be reached: Connection refused"]
     assert about(lines, "credentials") == []
 
 
-def test_a_name_that_is_not_known_is_told(run_check: Check) -> None:
+def test_a_name_that_is_not_known_is_reported(run_check: Check) -> None:
     _, lines = run_check(KAFKA__BROKERS="broker.invalid:9092")
-    assert about(lines, "brokers") == ["fail broker.invalid:9092 is no name that is known here"]
+    assert about(lines, "brokers") == [
+        "fail broker.invalid:9092 has a name that cannot be resolved here"
+    ]
 
 
-def test_an_address_that_can_be_none_is_told(run_check: Check) -> None:
+def test_an_address_that_can_be_none_is_reported(run_check: Check) -> None:
     _, lines = run_check(KAFKA__BROKERS="[::1:9092")
-    assert about(lines, "brokers") == ["fail [::1:9092 is not host:port"]
+    assert about(lines, "brokers") == ["fail [::1:9092 is not of the form host:port"]
 
 
 def test_every_broker_that_is_named_is_tried(run_check: Check) -> None:
@@ -114,7 +116,7 @@ def test_every_broker_that_is_named_is_tried(run_check: Check) -> None:
 
 
 @pytest.mark.parametrize("tls", ["true", "false"])
-def test_one_that_is_silent_is_given_up(run_check: Check, tls: str) -> None:
+def test_a_silent_broker_is_given_up(run_check: Check, tls: str) -> None:
     with listener() as address:
         code, lines = run_check(
             KAFKA__BROKERS=address,
@@ -125,11 +127,11 @@ def test_one_that_is_silent_is_given_up(run_check: Check, tls: str) -> None:
     assert code == 1
 
 
-def test_tls_where_there_is_none_is_told(run_check: Check) -> None:
+def test_tls_where_there_is_none_is_reported(run_check: Check) -> None:
     with listener(hang_up) as address:
         _, lines = run_check(KAFKA__BROKERS=address, KAFKA__TLS__ENABLED="true")
     (line,) = about(lines, "brokers")
-    assert line == f"fail {address} breaks off the TLS handshake: is kafka.tls.enabled right?"
+    assert line == f"fail {address} ends the TLS handshake; see whether kafka.tls.enabled is right"
 
 
 def test_one_that_hangs_up_may_ask_for_tls_or_a_login(run_check: Check) -> None:
@@ -143,13 +145,13 @@ def test_one_that_hangs_up_may_ask_for_tls_or_a_login(run_check: Check) -> None:
 @pytest.mark.parametrize(
     ("number", "meaning"), [(62, "another name"), (10, "not valid now"), (20, "not trusted here")]
 )
-def test_what_is_wrong_with_a_certificate_is_told(number: int, meaning: str) -> None:
+def test_what_is_wrong_with_a_certificate_is_reported(number: int, meaning: str) -> None:
     error = ssl.SSLCertVerificationError()
     error.verify_code = number
     assert meaning in brokers.connection_problem(error, 1)
 
 
-def test_a_file_of_certificates_that_cannot_be_read_is_told(
+def test_a_file_of_certificates_that_cannot_be_read_is_reported(
     run_check: Check, tmp_path: Path
 ) -> None:
     _, lines = run_check(KAFKA__TLS__ENABLED="true", KAFKA__TLS__CA=str(tmp_path / "no.pem"))
@@ -165,21 +167,21 @@ def test_a_password_that_would_be_sent_in_clear_is_a_warning() -> None:
         assert finding.text.startswith("worker may log in by plain, with")
 
 
-def test_a_login_that_is_not_offered_is_told() -> None:
+def test_a_login_that_is_not_offered_is_reported() -> None:
     error = UnsupportedSaslMechanismError()
     assert brokers.refusal(error, {}).startswith("the brokers do not offer this login")
 
 
-def test_brokers_too_old_to_tell_rights_are_no_failure() -> None:
+def test_brokers_too_old_to_report_rights_are_no_failure() -> None:
     topic = Topic(Role.INPUT, "chat", {"authorized_operations": None}, {})
     (finding,) = _rights(topic)
-    assert str(finding) == "skip  topic chat: the brokers do not tell what we may do"
+    assert str(finding) == "skip  topic chat: the brokers do not say what the worker may do"
 
 
-def test_a_topic_that_the_brokers_cannot_describe_just_now_is_told() -> None:
+def test_a_topic_that_the_brokers_cannot_describe_just_now_is_reported() -> None:
     description = {"error_code": LeaderNotAvailableError.errno, "partitions": []}
     problem = _absence(Topic(Role.INPUT, "chat", description, {}), [], Settings())
-    assert problem == "cannot be described (LeaderNotAvailableError); try again"
+    assert problem == "the brokers cannot describe it (LeaderNotAvailableError); try again"
 
 
 def test_a_password_is_never_printed(run_check: Check) -> None:
@@ -221,17 +223,17 @@ def test_settings_that_do_not_fit_each_other_are_wrong_usage(run_check: Check) -
 # The cache folder.
 
 
-def test_a_cache_folder_is_made_and_can_be_written(run_check: Check, tmp_path: Path) -> None:
+def test_a_cache_folder_is_created_and_can_be_written(run_check: Check, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "cache"
     _, lines = run_check(CACHE__DIRECTORY=str(folder))
     (line,) = about(lines, "cache folder")
-    assert line == f"ok {folder} can be written, and is for its owner only"
+    assert line == f"ok {folder} can be written, and only its owner can read it"
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_cache_that_is_off_is_not_looked_at(run_check: Check) -> None:
     _, lines = run_check(CACHE__ENABLED="false")
-    assert about(lines, "cache folder") == ["skip there is none: nothing is remembered on disk"]
+    assert about(lines, "cache folder") == ["skip it is off, so no scores are remembered on disk"]
 
 
 def a_file(folder: Path) -> None:
@@ -257,7 +259,7 @@ def with_a_damaged_database(folder: Path) -> None:
     ("spoil", "problem"),
     [
         (a_file, "is not a folder"),
-        (below_a_file, "cannot be made (Not a directory)"),
+        (below_a_file, "cannot be created (Not a directory)"),
         (open_to_others, "is open to other users"),
         (with_a_damaged_database, "cannot be written"),
     ],
@@ -286,7 +288,8 @@ def test_a_cache_folder_of_another_user_is_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("clips", "path"), [(False, "u8 x s8, the fast way"), (True, "u8 x u8, which takes longer")]
+    ("clips", "path"),
+    [(False, "u8 by s8, which is the fast way"), (True, "u8 by u8, which takes longer")],
 )
 def test_what_the_cpu_offers_and_what_the_engine_does_with_it(
     run_check: Check, monkeypatch: pytest.MonkeyPatch, path: str, *, clips: bool
@@ -298,7 +301,7 @@ def test_what_the_cpu_offers_and_what_the_engine_does_with_it(
     assert f"offers avx2, avx_vnni; the engine multiplies {path}" in line
 
 
-def test_the_flags_that_are_told_are_those_of_this_cpu(run_check: Check) -> None:
+def test_the_flags_that_are_printed_are_those_of_this_cpu(run_check: Check) -> None:
     _, lines = run_check()
     (line,) = about(lines, "cpu")
     assert ("avx_vnni" in line) == ("avx_vnni" in cpu.cpu_flags())
@@ -309,6 +312,6 @@ def test_more_processes_than_cores_are_a_warning(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     _, lines = run_check(RUN__PROCESSES="3")
-    assert about(lines, "run.processes") == ["warn 3, and 2 cores for them; set it to 2"]
+    assert about(lines, "run.processes") == ["warn 3 processes would share 2 cores; set it to 2"]
     _, lines = run_check(RUN__PROCESSES="2")
     assert about(lines, "run.processes") == []

@@ -1,7 +1,8 @@
-"""The command line: what it says, how it ends, what it loads, and who may import whom."""
+"""The command line: what it says, what its flags set, and how it ends."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -11,15 +12,21 @@ import sysconfig
 import unicodedata
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.cli import entry
-from worker.cli.entry import main
+from worker import cli
+from worker.cli.entry import main, parser
+from worker.cli.flags import settings_of
+from worker.errors import ExitCode
+from worker.settings.table import SETTINGS
 from worker.terminal.sentences import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 COMMANDS = [
     *("replay", "run", "check", "health", "dead-letters", "create-topics", "demo", "view"),
@@ -93,12 +100,11 @@ def test_each_flag_of_replay_sets_its_setting(tmp_path: Path) -> None:
     config = tmp_path / "my.toml"
     config.write_text("engine.token_budget = 64", encoding="utf-8")
     command = (
-        f"replay - --config {config} --text-field body --id-field key --keep user room --keep at "
+        f"replay - --config {config} --text-field body --id-field key --keep user,room --keep at "
         "--include-text --max-bytes 1000 --model folder --threshold joy=0.25 --threshold a=b=1 "
         "--no-cache --cache-directory cache --log-level error --log-format console"
     )
-    options = entry._parser().parse_args(command.split())
-    settings = entry._settings(options)
+    settings = settings_of(parser().parse_args(command.split()))
     assert settings.model_dump(exclude_unset=True) == {
         "input": {
             "text_field": "body",
@@ -115,7 +121,97 @@ def test_each_flag_of_replay_sets_its_setting(tmp_path: Path) -> None:
     }
 
 
+def commands_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parser of every command, and of every command below one."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from commands_of(command)
+    if parser.get_default("command"):
+        yield parser
+
+
+@pytest.mark.parametrize(
+    ("command", "action"),
+    [
+        pytest.param(command, action, id=f"{command.prog} {action.dest}")
+        for command in commands_of(parser())
+        for action in command._actions
+        if action.help != argparse.SUPPRESS and action.dest != "help"
+    ],
+)
+def test_the_help_of_each_flag_stands_alone(
+    command: argparse.ArgumentParser, action: argparse.Action
+) -> None:
+    text = (command._get_formatter()._expand_help(action)).partition(" (default: ")[0]
+    assert re.fullmatch(r"[A-Z].*[.]|.+[a-z].*, --no-.*", text)
+    assert len(text.split()) > 3
+
+
+def test_the_flags_of_settings_are_those_of_the_table() -> None:
+    flags = {
+        (action.dest.removeprefix("setting:"), *action.option_strings)
+        for command in commands_of(parser())
+        for action in command._actions
+        if action.dest.startswith("setting:")
+    }
+    assert flags == {(name, row.flag) for name, row in SETTINGS.items() if row.flag}
+
+
+@pytest.fixture
+def _chat(_empty_folder: None) -> None:
+    Path("chat.jsonl").write_text('{"text": "gg", "user": 1, "room": 2}\n', encoding="utf-8")
+
+
+@pytest.mark.usefixtures("_chat")
+@pytest.mark.parametrize("flags", ["--keep user,room", "--keep user --keep room"])
+@pytest.mark.parametrize(
+    "order", ["replay --no-cache {} chat.jsonl", "replay --no-cache chat.jsonl {}"]
+)
+def test_the_names_after_keep_eat_no_input(
+    capfdbinary: pytest.CaptureFixture[bytes], flags: str, order: str
+) -> None:
+    assert main(order.format(flags).split()) == 0
+    label = json.loads(capfdbinary.readouterr().out)
+    assert (label["user"], label["room"]) == (1, 2)
+
+
+@pytest.mark.usefixtures("_chat")
+def test_names_after_keep_that_blanks_separate_are_inputs_and_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["replay", "--keep", "user", "room", "chat.jsonl"]) == 2
+    assert capsys.readouterr().err == "worker: there is no file room; check the path\n"
+    with pytest.raises(SystemExit) as end:
+        main(["replay", "chat.jsonl", "--keep", "user", "room"])
+    assert end.value.code == 2
+    assert "unrecognized arguments: room" in capsys.readouterr().err
+
+
 # Errors.
+
+
+def test_readme_lists_the_exit_codes() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d, ]+) \|", readme, re.MULTILINE)
+    assert [int(code) for row in rows for code in row.split(",")] == list(ExitCode)
+
+
+@pytest.mark.parametrize("name", ["WORKER_FOO", "WORKER_KAFKA__FOO"])
+@pytest.mark.parametrize("command", ["check", "health", "replay -", "dead-letters list", "demo"])
+def test_a_variable_that_is_no_setting_is_wrong_configuration(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, command: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    assert main(command.split()) == 2
+    assert f"worker: the environment variable {name} is not a setting; " in capsys.readouterr().err
+
+
+def test_the_program_can_be_called_from_python(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("worker ")
 
 
 @pytest.mark.usefixtures("_empty_folder")

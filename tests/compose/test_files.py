@@ -23,7 +23,7 @@ from tests.compose.files import (
     with_defaults,
 )
 from worker.cli import entry
-from worker.settings.schema import load_settings, setting_variables
+from worker.settings.loading import load_settings, setting_variables
 
 if TYPE_CHECKING:
     from worker.settings.schema import Settings
@@ -79,13 +79,13 @@ def test_settings_exist_and_repeat_no_default(
 @pytest.mark.parametrize("service", OURS)
 def test_commands_are_such_as_the_worker_has(service: str) -> None:
     assert instruction("ENTRYPOINT") == ["worker"]
-    assert entry._parser().parse_args(command_of(service)).command
+    assert entry.parser().parse_args(command_of(service)).command
 
 
 def test_the_health_check_is_a_command_of_the_worker() -> None:
     program, *arguments = re.findall(r'"(\S+)"', re.findall(r"HEALTHCHECK.*", DOCKERFILE)[0])
     assert program == instruction("ENTRYPOINT")[0]
-    assert entry._parser().parse_args(arguments).command
+    assert entry.parser().parse_args(arguments).command
     assert "healthcheck" not in SERVICES["worker"]
 
 

@@ -1,10 +1,11 @@
-"""`worker dead-letters` on the files of `worker replay`, and what it makes of records of Kafka."""
+"""`worker dead-letters` on the files of `worker replay`, and how it reads records of Kafka."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import stat
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
@@ -21,7 +22,7 @@ from worker.dead_letters.letters import Filters, Letter, moment
 from worker.dead_letters.receipts import Ledger, Receipt, stretches
 from worker.dead_letters.topic import is_receipt, letter_of
 from worker.errors import ConfigurationError, WorkerError
-from worker.events.codec import LabelEncoder, encode_dead_letter
+from worker.events.encoding import LabelEncoder, encode_dead_letter
 from worker.events.records import DeadLetter, ErrorKind, FilePlace, Record, TopicPlace
 from worker.transports.kafka.records import ProducerRecordEncoder, record_of
 
@@ -115,13 +116,13 @@ def test_filters_choose_letters_for_which_all_of_them_hold(
     assert [int(place.partition(":")[2]) for place in shown if ":" in place] == lines
 
 
-def test_show_tells_of_a_letter_what_is_not_private(
+def test_show_prints_of_a_letter_what_is_not_private(
     letters: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["dead-letters", "show", str(letters), "--limit", "1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "c:3  not-json  -  0 rounds  key null, value 23 B, 0 headers  the record is not valid JSON",
-        "there are more than 1; see --limit",
+        "there are more than 1 dead letters; raise --limit to see them",
     ]
 
 
@@ -187,13 +188,16 @@ def test_a_terminal_that_is_not_utf8_shows_what_it_can(tmp_path: Path) -> None:
         b"[" * 100_000,
         b'{"source":1,"line":1,"kind":"k","reason":"r","value":""}',
         b'{"source":"s","line":"1","kind":"k","reason":"r","value":""}',
+        b'{"source":"s","line":true,"kind":"k","reason":"r","value":""}',
+        b'{"source":"s","line":1,"part":true,"kind":"k","reason":"r","value":""}',
+        b'{"topic":"t","partition":0,"offset":false,"kind":"k","reason":"r","value":""}',
         b'{"source":"s","line":1,"kind":"k","reason":"r","value":1}',
         b'{"source":"s","line":1,"kind":"k","reason":"r","value_base64":"!"}',
         b'{"source":"s","line":1,"kind":"k","reason":"r","value":"\\ud800"}',
         b'{"source":"s","line":1,"kind":"k","value":""}',
     ],
 )
-def test_what_is_no_dead_letter_is_told_by_its_place_alone(
+def test_what_is_no_dead_letter_is_reported_by_its_place_alone(
     letters: Path, capsys: pytest.CaptureFixture[str], content: bytes
 ) -> None:
     letters.write_bytes(line_of(b"x", 1) + content + b"\n")
@@ -215,7 +219,9 @@ def test_letters_of_other_transports_are_read_from_files_too(
     assert capsys.readouterr().out.startswith("chat-1-7  engine  ")
 
 
-def test_a_file_that_is_missing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_missing_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["dead-letters", "list", str(tmp_path / "none")]) == 1
     assert "cannot read" in capsys.readouterr().err
 
@@ -311,6 +317,33 @@ def test_a_file_is_written_a_second_time_only_on_request(
     assert again.read_bytes() == before
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_the_file_has_the_rights_that_the_umask_leaves(
+    letters: Path, tmp_path: Path, umask: int, mode: int
+) -> None:
+    again = tmp_path / "again"
+    before = os.umask(umask)
+    try:
+        assert main(["dead-letters", "redrive", str(letters), "-o", str(again), "--yes"]) == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(again.stat().st_mode) == mode
+
+
+def test_the_file_and_then_its_name_are_on_disk_when_the_command_ends(
+    letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = tmp_path / "again"
+    synced: list[tuple[int, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, again.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert main(["dead-letters", "redrive", str(letters), "-o", str(again), "--yes"]) == 0
+    assert synced == [(again.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
 def test_the_letters_themselves_are_never_written_over(letters: Path) -> None:
     before = letters.read_bytes()
     flags = ["-o", str(letters), "--yes", "--again"]
@@ -347,7 +380,7 @@ def test_a_line_that_lacks_a_piece_is_not_written(
     assert not again.exists()
 
 
-def test_a_place_that_cannot_be_written_is_told(
+def test_an_output_that_cannot_be_written_is_reported(
     letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     again = tmp_path / "none" / "again"
@@ -375,7 +408,7 @@ HEADERS = st.lists(
 
 
 @given(value=st.none() | st.binary(), key=st.none() | st.binary(), headers=HEADERS)
-def test_a_letter_tells_what_the_record_was(
+def test_a_letter_holds_the_record_as_it_was(
     value: bytes | None, key: bytes | None, headers: list[tuple[str, bytes | None]]
 ) -> None:
     encoder = ProducerRecordEncoder(LabelEncoder("model", "digest"), "labels", "dead", "group")
@@ -499,7 +532,7 @@ def receipt(selection: dict[str, object], number: int, sent: list[tuple[int, int
     )
 
 
-def test_a_ledger_tells_redrives_apart() -> None:
+def test_a_ledger_keeps_redrives_apart() -> None:
     ledger = Ledger()
     assert (ledger.last_number({"a": 1}), ledger.sent()) == (0, set())
     ledger.add(record_of_kafka([], receipt({"a": 1}, 1, [(0, 1), (4, 4)])))

@@ -1,4 +1,4 @@
-"""The chat to try the worker with: the examples, and a stream in the shape of real game chat."""
+"""The examples of chat, and a stream of chat that has the shape of real game chat."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from worker import cli
 from worker.demo.chat import EXAMPLES, ChatStream, example_messages
-from worker.events.codec import Fields, json_decoder
+from worker.events.decoding import Fields, json_decoder
 from worker.events.records import DeadLetter, Record, TopicPlace
 from worker.inference.classifier import Classifier
 from worker.inference.tokens import TextTokenizer
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from worker.inference.artifact import Artifact
 
 README = Path(__file__).parents[2] / "README.md"
-# As many lines as the chat that the shape is taken from.
+# The chat that the shape was measured on has as many lines.
 LINES = 37_343
 
 
@@ -36,7 +36,7 @@ def test_the_examples_come_in_their_order_under_their_user() -> None:
     messages = example_messages()
     assert [message.value for message in messages] == EXAMPLES.read_bytes().splitlines()
     assert messages[0].key == json.loads(messages[0].value)["user"].encode()
-    # The broken ones, and one that is whole but for its text.
+    # These are the broken examples, and one that lacks only its text.
     assert sum(message.key is None for message in messages) == 8
 
 
@@ -103,7 +103,7 @@ def test_what_the_worker_would_not_read_is_not_written(
     name, _, value = variable.partition("=")
     monkeypatch.setenv(f"WORKER_{name}", value)
     assert cli.main(["demo"]) == 2
-    assert "set kafka.format and input.text_field" in capsys.readouterr().err
+    assert "set kafka.format to json and input.text_field to text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "inf", "nan", "x"])

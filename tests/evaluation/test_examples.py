@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("labelled")
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "json"])
+@pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "json", "JSONL", "Json"])
 def test_json_lines_have_a_list_of_labels_or_a_label(tmp_path: Path, suffix: str) -> None:
     content = (
         '{"text": "we won", "labels": ["glad", "calm"]}\n'
@@ -65,6 +65,12 @@ def test_csv_has_a_header_quotes_and_labels_between_commas(tmp_path: Path) -> No
         ("so\nlong", {"cross"}),
         ("ok", set()),
     ]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("TRAIN.CSV", ","), ("TRAIN.TSV", "\t")])
+def test_a_suffix_may_be_in_upper_case(tmp_path: Path, name: str, separator: str) -> None:
+    path = write(tmp_path, name, f"text{separator}labels\nwe won{separator}glad\n")
+    assert pairs(path) == [("we won", {"glad"})]
 
 
 def test_tsv_has_a_header_and_no_quotes(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from tests.kafka.broker import PATIENCE, Cluster, wait_until
 from tests.kafka.conftest import _require_broker
 from tests.kafka.proxy import Api, BlackHole, Fault, Moment, Proxy
 from worker import cli
-from worker.check.topics import dead_letter_bytes
-from worker.events.codec import LabelEncoder
+from worker.events.encoding import LabelEncoder
 from worker.events.records import DeadLetter, ErrorKind
 from worker.settings.schema import KafkaSettings
 from worker.transports.kafka.clients import new_producer
 from worker.transports.kafka.records import ProducerRecordEncoder, record_of
+from worker.transports.kafka.sizes import dead_letter_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,7 @@ class Site:
         self._lines: list[str] = []
 
     def create(self, **configs: str) -> None:
-        """Create the topics that a worker needs; configs are the output's and the dead letters'."""
+        """Create the topics that a worker needs; `configs` are for those of labels and dead letters."""
         self.kafka.create_topic(self.input, partitions=2)
         self.kafka.create_topic(self.output, partitions=2, **configs)
         self.kafka.create_topic(self.dead, partitions=1, **(ROOM | configs))
@@ -73,7 +73,7 @@ class Site:
         return code
 
     def about(self, what: str, *levels: str) -> list[str]:
-        """Return the lines about something, without what they are about; maybe of some levels."""
+        """Return level and sentence of the lines about a subject; of `levels` alone where some are given."""
         cut = [line.split(f"  {what}: ", 1) for line in self._lines]
         found = [(parts[0].strip(), parts[1]) for parts in cut if len(parts) == 2]
         return [f"{level} {text}" for level, text in found if level in (levels or level)]
@@ -122,9 +122,12 @@ def test_on_three_brokers_everything_can_be_fine(cluster_site: Site, guarantee: 
     assert site.check(KAFKA__GUARANTEE=guarantee) == 0
     assert site.levels() == {"ok"}, site.output_text
     (brokers,) = site.about("brokers")
-    assert brokers.startswith("ok 3 reachable (127.0.0.1:")
+    assert brokers.startswith("ok 3 brokers can be reached (127.0.0.1:")
     assert site.topic(site.input) == [
-        f"ok 2 partitions, replication 3, min.insync.replicas 2, max.message.bytes {EVENT_BYTES}, may be read"
+        (
+            "ok it has 2 partitions and replication 3; min.insync.replicas is 2; max.message.bytes is "
+            f"{EVENT_BYTES}; the worker may read it"
+        ),
     ]
     assert site.topic("__consumer_offsets", "ok")
     assert bool(site.topic("__transaction_state", "ok")) == (guarantee == "exactly-once")
@@ -136,10 +139,12 @@ def test_one_broker_is_a_risk_and_no_failure(site: Site) -> None:
     create(site.kafka, site.output, num_partitions=2, replication_factor=1)
     create(site.kafka, site.dead, num_partitions=1, replication_factor=1)
     site.check()
-    risks = "warn replication 1: the loss of one broker loses"
-    assert site.topic(site.input, "warn") == [f"{risks} events that are not labelled yet; have 3"]
-    assert site.topic(site.output, "warn") == [f"{risks} acknowledged labels; have 3"]
-    assert f"{risks} acknowledged dead letters; have 3" in site.topic(site.dead, "warn")
+    risks = "warn its replication is 1, so the loss of one broker loses"
+    assert site.topic(site.input, "warn") == [
+        f"{risks} events that are not labelled yet; raise it to 3"
+    ]
+    assert site.topic(site.output, "warn") == [f"{risks} acknowledged labels; raise it to 3"]
+    assert f"{risks} acknowledged dead letters; raise it to 3" in site.topic(site.dead, "warn")
     assert "fail" not in site.levels()
 
 
@@ -174,11 +179,13 @@ def test_it_says_where_a_group_begins(site: Site) -> None:
     site.create()
     site.check(KAFKA__START="latest")
     (new,) = site.about(f"group {site.group}")
-    assert new == "ok may be used, and begins anew, at the latest records"
+    assert new == (
+        "ok the worker may use it; it has no offsets yet, so it begins at the latest records"
+    )
     commit(site.kafka, site.group, site.input)
     site.check()
     (known,) = site.about(f"group {site.group}")
-    assert known == "ok may be used, and goes on where it stood"
+    assert known == "ok the worker may use it; it continues at its committed offsets"
 
 
 def commit(kafka: Kafka, group: str, topic: str) -> None:
@@ -194,7 +201,7 @@ def commit(kafka: Kafka, group: str, topic: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_broker_that_is_down_is_told(kafka_cluster: Cluster, cluster_site: Site) -> None:
+def test_a_broker_that_is_down_is_reported(kafka_cluster: Cluster, cluster_site: Site) -> None:
     site = cluster_site
     site.create()
     lone, gone = site.input + "-lone", kafka_cluster.nodes[2]
@@ -206,14 +213,14 @@ def test_a_broker_that_is_down_is_told(kafka_cluster: Cluster, cluster_site: Sit
     code = site.check(KAFKA__INPUT_TOPICS=f"{site.input},{lone}", KAFKA__OUTPUT_TOPIC=lone + "-all")
     assert code == 1
     ok, away = site.about("brokers")
-    assert ok.startswith("ok 2 reachable")
+    assert ok.startswith("ok 2 brokers can be reached")
     assert away == f"warn {gone.address} cannot be reached: Connection refused"
     (behind,) = site.topic(site.input, "warn")
     assert behind.startswith("warn not all replicas are in sync for partitions 0, 1")
     (headless,) = site.topic(lone, "fail")
-    assert headless.startswith("fail no leader for partitions 0")
+    assert headless.startswith("fail there is no leader for partition 0;")
     (too_few,) = site.topic(lone + "-all", "fail")
-    assert too_few.startswith("fail fewer replicas in sync than min.insync.replicas (3)")
+    assert too_few.startswith("fail fewer replicas than min.insync.replicas (3) are in sync for")
 
 
 def test_an_address_that_the_brokers_give_must_be_reachable(site: Site, kafka_node: Node) -> None:
@@ -222,15 +229,15 @@ def test_an_address_that_the_brokers_give_must_be_reachable(site: Site, kafka_no
     assert site.check(KAFKA__BROKERS=proxied, KAFKA__REQUEST_TIMEOUT_SECONDS="4") == 1
     named = f"127.0.0.1:{kafka_node.proxy_port}"
     assert site.about("brokers", "fail")[0] == (
-        f"fail {named} (so named by the brokers: see advertised.listeners) cannot be reached: "
-        "Connection refused"
+        f"fail {named} (an address that the brokers give out: see advertised.listeners) cannot be "
+        "reached: Connection refused"
     )
 
 
 @pytest.mark.parametrize("api", [Api.METADATA, Api.HEARTBEAT])
 def test_brokers_that_stop_answering_end_it(site: Site, kafka_node: Node, api: Api) -> None:
     site.create()
-    # The first question for metadata is the visit's, the second the admin client's own.
+    # The first question for metadata comes from the visit, the second from the admin client itself.
     fault = Fault(
         api=api,
         moment=Moment.BEFORE_ANSWER,
@@ -246,7 +253,7 @@ def test_brokers_that_stop_answering_end_it(site: Site, kafka_node: Node, api: A
         )
     assert armed.struck.is_set()
     assert code == 1
-    assert "; what is left was not looked at: try again" in site.about("brokers", "fail")[0]
+    assert "; the rest of Kafka was not looked at: try again" in site.about("brokers", "fail")[0]
     assert site.about("model", "ok")
 
 
@@ -255,7 +262,7 @@ def test_brokers_that_stop_answering_end_it(site: Site, kafka_node: Node, api: A
 
 @pytest.fixture
 def secure_site(secure_kafka: SecureCluster, make_site: Any, topic_names: Iterator[str]) -> Site:
-    """Return a site whose user may do nothing yet, but log in."""
+    """Return a site whose user has no rights yet and can only log in."""
     site: Site = make_site(secure_kafka)
     site.user = next(topic_names)
     secure_kafka.add_user(site.user)
@@ -270,7 +277,7 @@ def secure_site(secure_kafka: SecureCluster, make_site: Any, topic_names: Iterat
 
 
 def allow_all(kafka: SecureCluster, site: Site) -> None:
-    """Allow what a worker needs, and nothing more."""
+    """Give a user the rights that a worker needs, and no others."""
     kafka.allow(site.user, "TOPIC", site.input, "READ")
     kafka.allow(site.user, "TOPIC", site.output, "READ", "WRITE")
     kafka.allow(site.user, "TOPIC", site.dead, "WRITE")
@@ -287,26 +294,28 @@ def test_the_rights_that_a_worker_needs_are_enough(
     allow_all(secure_kafka, site)
     assert site.check(KAFKA__GUARANTEE=guarantee) == 0, site.output_text
     assert site.about("credentials") == [f"ok {site.user} may log in by scram-sha-512, with TLS"]
-    # What may not be seen without more of them is not looked at.
-    assert site.topic(site.input, "skip")[0].startswith("skip its settings may not be read; allow")
+    # What needs more rights to be seen is not looked at.
+    assert site.topic(site.input, "skip")[0].startswith(
+        "skip the worker may not read its settings; allow"
+    )
     assert site.about("time limits", "skip")
     assert site.topic("__consumer_offsets", "skip")
 
 
 @pytest.mark.parametrize("mechanism", ["plain", "scram-sha-256", "scram-sha-512"])
-def test_a_wrong_password_is_told_and_not_shown(secure_site: Site, mechanism: str) -> None:
+def test_a_wrong_password_is_reported_and_not_shown(secure_site: Site, mechanism: str) -> None:
     site = secure_site
     password = "not-" + site.settings["KAFKA__SASL__PASSWORD"]
     code = site.check(KAFKA__SASL__MECHANISM=mechanism, KAFKA__SASL__PASSWORD=password)
     assert code == 1
     (line,) = site.about("credentials")
     assert line.startswith("fail the brokers refuse the login; see kafka.sasl.username")
-    assert site.about("brokers")[0].startswith("ok 1 reachable")
+    assert site.about("brokers")[0].startswith("ok 1 broker can be reached")
     assert site.about("topics, rights", "skip")
     assert password not in site.output_text
 
 
-def test_brokers_that_ask_for_no_login_are_told(site: Site) -> None:
+def test_brokers_that_ask_for_no_login_are_reported(site: Site) -> None:
     login = {"KAFKA__SASL__USERNAME": "worker", "KAFKA__SASL__PASSWORD": "secret"}
     assert site.check(KAFKA__SASL__MECHANISM="plain", **login) == 1
     (line,) = site.about("credentials")
@@ -327,7 +336,7 @@ def test_brokers_that_ask_for_no_login_are_told(site: Site) -> None:
         ),
     ],
 )
-def test_what_brokers_may_ask_for_is_told(
+def test_what_brokers_may_ask_for_is_reported(
     secure_site: Site, settings: dict[str, str], wanted: str
 ) -> None:
     assert secure_site.check(**settings) == 1
@@ -344,10 +353,10 @@ def test_a_certificate_can_be_the_login(secure_kafka: SecureCluster, secure_site
         "KAFKA__TLS__KEY": str(certificates.client_key),
     }
     site.check(**login)
-    assert site.about("credentials") == ["ok our certificate is taken, with TLS"]
+    assert site.about("credentials") == ["ok the brokers take our certificate, with TLS"]
 
 
-def test_a_certificate_that_is_not_trusted_is_told(secure_site: Site) -> None:
+def test_a_certificate_that_is_not_trusted_is_reported(secure_site: Site) -> None:
     del secure_site.settings["KAFKA__TLS__CA"]
     assert secure_site.check() == 1
     (line,) = secure_site.about("brokers")
@@ -360,22 +369,28 @@ def test_a_certificate_that_is_not_trusted_is_told(secure_site: Site) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "operation", "about", "problem"),
     [
-        ("TOPIC", "input", "READ", "topic {input}", "may not be read; allow READ on it"),
+        ("TOPIC", "input", "READ", "topic {input}", "the worker may not read it; allow READ"),
         (
             "TOPIC",
             "input",
             "DESCRIBE",
             "topic {input}",
-            "may not be seen, if it exists; allow READ",
+            "the worker may not see whether it exists; allow READ",
         ),
-        ("TOPIC", "output", "WRITE", "topic {output}", "may not be written; allow WRITE on it"),
-        ("TOPIC", "dead", "WRITE", "topic {dead}", "may not be written; allow WRITE on it"),
-        ("TOPIC", "output", "READ", "topic {output}", "may not be read, and a group that begins"),
-        ("GROUP", "group", "READ", "group {group}", "may not be used; allow READ on it"),
-        ("GROUP", "group", "DESCRIBE", "group {group}", "may not be used; allow READ on it"),
+        ("TOPIC", "output", "WRITE", "topic {output}", "the worker may not write it; allow WRITE"),
+        ("TOPIC", "dead", "WRITE", "topic {dead}", "the worker may not write it; allow WRITE"),
+        ("TOPIC", "output", "READ", "topic {output}", "the worker may not read it, where a group"),
+        ("GROUP", "group", "READ", "group {group}", "the worker may not use it; allow READ on it"),
+        (
+            "GROUP",
+            "group",
+            "DESCRIBE",
+            "group {group}",
+            "the worker may not use it; allow READ on it",
+        ),
     ],
 )
-def test_each_right_that_is_missing_is_told(  # noqa: PLR0913, PLR0917 - a table
+def test_each_right_that_is_missing_is_reported(  # noqa: PLR0913, PLR0917 - the parameters are the columns of a table
     secure_kafka: SecureCluster,
     secure_site: Site,
     kind: str,
@@ -388,7 +403,7 @@ def test_each_right_that_is_missing_is_told(  # noqa: PLR0913, PLR0917 - a table
     site.create()
     allow_all(secure_kafka, site)
     secure_kafka.deny(site.user, kind, getattr(site, name), operation)
-    # The broker is asked again while it has not heard of the rule.
+    # A broker learns of a new rule only after a while, so the check is repeated.
     wait_until(lambda: site.check() == 1, "the right to be gone")
     (line,) = site.about(about.format(**vars(site)), "fail")
     assert line.startswith(f"fail {problem}")
@@ -405,7 +420,7 @@ def test_a_group_that_has_begun_may_do_without_reading_labels(
     commit(site.kafka, site.group, site.input)
     secure_kafka.deny(site.user, "TOPIC", site.output, "READ")
     wait_until(lambda: site.check() == 0 and bool(site.topic(site.output, "warn")), "the rule")
-    assert any("may not be read" in line for line in site.topic(site.output, "warn"))
+    assert any("may not read it" in line for line in site.topic(site.output, "warn"))
 
 
 def test_a_right_to_transactions_is_needed_for_exactly_once_alone(
@@ -416,29 +431,33 @@ def test_a_right_to_transactions_is_needed_for_exactly_once_alone(
     allow_all(secure_kafka, site)
     own = {"KAFKA__GUARANTEE": "exactly-once", "KAFKA__TRANSACTIONAL_ID": "another"}
     assert site.check(**own) == 1
-    assert site.about("transactional id another") == ["fail not allowed; allow WRITE on it"]
+    assert site.about("transactional id another") == [
+        "fail the worker may not use it; allow WRITE on it"
+    ]
     assert site.check(KAFKA__GUARANTEE="at-least-once") == 0
-    assert site.about("idempotent writing") == ["ok allowed"]
+    assert site.about("idempotent writing") == ["ok the worker may use it"]
 
 
 # Topics.
 
 
-def test_a_topic_that_is_missing_is_told_with_how_to_make_it(site: Site) -> None:
+def test_a_topic_that_is_missing_is_reported_with_how_to_create_it(site: Site) -> None:
     site.kafka.create_topic(site.input, partitions=3)
     assert site.check() == 1
-    create = "fail does not exist; create it with: worker create-topics --partitions 3"
+    create = "fail it does not exist; create it with: worker create-topics --partitions 3"
     assert site.topic(site.output) == site.topic(site.dead) == [create]
     assert site.about("model", "ok")
 
 
-def test_a_name_that_no_topic_can_have_is_told(site: Site) -> None:
+def test_a_name_that_no_topic_can_have_is_reported(site: Site) -> None:
     site.check(KAFKA__OUTPUT_TOPIC="..")
-    assert site.topic("..") == ["fail is no name that a topic can have"]
+    assert site.topic("..") == ["fail no topic can have this name"]
 
 
 @pytest.mark.parametrize(("assignment", "used"), [("cooperative", 3), ("range", 2)])
-def test_more_processes_than_partitions_are_told(site: Site, assignment: str, used: int) -> None:
+def test_more_processes_than_partitions_are_reported(
+    site: Site, assignment: str, used: int
+) -> None:
     site.create()
     site.kafka.create_topic(second := site.input + "-second")
     site.check(
@@ -447,24 +466,29 @@ def test_more_processes_than_partitions_are_told(site: Site, assignment: str, us
         RUN__PROCESSES=str(used + 1),
     )
     (line,) = [line for line in site.about("run.processes") if "partitions" in line]
-    assert line.startswith(f"warn {used + 1}, and {used} partitions for them: some are idle")
+    assert line.startswith(
+        f"warn {used + 1} processes would share {used} partitions, so some would be idle"
+    )
 
 
 @pytest.mark.parametrize(
     ("configs", "risk"),
     [
-        ({"min_insync_replicas": "1"}, "min.insync.replicas 1: the loss of one broker can lose"),
+        (
+            {"min_insync_replicas": "1"},
+            "min.insync.replicas is 1, so the loss of one broker can lose",
+        ),
         (
             {"min_insync_replicas": "3"},
-            "min.insync.replicas 3, and replication 3: the loss of one broker stops",
+            "min.insync.replicas is 3 and the replication is 3, so the loss of one broker stops",
         ),
         (
             {"unclean_leader_election_enable": "true"},
-            "unclean.leader.election.enable: the loss of one broker can lose",
+            "unclean.leader.election.enable is true, so the loss of one broker can lose",
         ),
     ],
 )
-def test_what_the_loss_of_one_broker_costs_is_told(
+def test_what_the_loss_of_one_broker_costs_is_reported(
     cluster_site: Site, configs: dict[str, str], risk: str
 ) -> None:
     site = cluster_site
@@ -480,7 +504,7 @@ def test_what_the_loss_of_one_broker_costs_is_told(
     ("pass_key", "expected"),
     [("true", "warn cleanup.policy compact refuses records without a key"), ("false", "fail")],
 )
-def test_compaction_is_told(site: Site, pass_key: str, expected: str) -> None:
+def test_compaction_is_reported(site: Site, pass_key: str, expected: str) -> None:
     site.create(cleanup_policy="compact,delete")
     site.check(KAFKA__PASS_KEY=pass_key)
     (line,) = [line for line in site.topic(site.output) if "cleanup.policy" in line]
@@ -490,7 +514,7 @@ def test_compaction_is_told(site: Site, pass_key: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("configs", "told"),
+    ("configs", "reported"),
     [
         ({"retention_ms": "3600000"}, True),
         ({"retention_ms": "3600000", "message_timestamp_type": "LogAppendTime"}, False),
@@ -498,12 +522,12 @@ def test_compaction_is_told(site: Site, pass_key: str, expected: str) -> None:
         ({"retention_ms": "-1"}, False),
     ],
 )
-def test_labels_that_are_kept_for_less_long_than_events_are_told(
-    site: Site, configs: dict[str, str], *, told: bool
+def test_labels_that_are_kept_for_less_long_than_events_are_reported(
+    site: Site, configs: dict[str, str], *, reported: bool
 ) -> None:
     site.create(**configs)
     site.check()
-    assert any("keeps labels" in line for line in site.topic(site.output, "warn")) == told
+    assert any("keeps labels" in line for line in site.topic(site.output, "warn")) == reported
 
 
 # Sizes.
@@ -513,14 +537,14 @@ def test_labels_that_are_kept_for_less_long_than_events_are_told(
     ("limit", "level"), [(EVENT_BYTES - 1, "fail"), (EVENT_BYTES, "warn"), (2 * EVENT_BYTES, "")]
 )
 def test_the_largest_event_must_fit_into_a_dead_letter(site: Site, limit: int, level: str) -> None:
-    """Both limits are looked at: the topic's, and that of what the worker sends."""
+    """Two limits are looked at: that of the topic, and that of the worker."""
     site.create(max_message_bytes=str(limit))
     assert site.check(KAFKA__MAX_MESSAGE_BYTES=str(limit)) == (level == "fail")
     lines = [line for line in site.topic(site.dead) if "does not fit" in line]
     needed = dead_letter_bytes(EVENT_BYTES, KafkaSettings(input_topics=(site.input,)))
     assert lines == [
-        f"{level} {name} {limit}: the dead letter of an event of {EVENT_BYTES} bytes does not fit, "
-        f"and the worker would wait at it; set it to {needed}"
+        f"{level} {name} is {limit}: the dead letter of an event of {EVENT_BYTES} bytes does not "
+        f"fit, so the worker would not get past such an event; set it to {needed}"
         for name in ("max.message.bytes", "kafka.max_message_bytes")
         if level
     ]
@@ -571,16 +595,16 @@ def largest_event(kafka: Kafka, topic: str, most: int) -> ConsumerRecord:
 
 
 @EXACTLY_ONCE
-def test_time_limits_that_the_brokers_take_are_fine(site: Site, guarantee: str) -> None:
+def test_time_limits_that_the_brokers_accept_are_fine(site: Site, guarantee: str) -> None:
     site.create()
     site.check(KAFKA__GUARANTEE=guarantee)
     (line,) = site.about("time limits")
-    assert line.startswith("ok the brokers take those of the worker; positions are kept for")
+    assert line.startswith("ok the brokers accept those of the worker; they keep offsets for")
 
 
 @pytest.fixture(scope="module")
 def narrow_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Return Kafka of one broker that cannot make its own topics, and gives little time."""
+    """Return Kafka of one broker that cannot create its own topics, and has narrow time limits."""
     _require_broker()
     properties = {
         "offsets.topic.replication.factor": "3",
@@ -593,20 +617,20 @@ def narrow_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
-def test_time_limits_that_the_brokers_refuse_are_told(
+def test_time_limits_that_the_brokers_refuse_are_reported(
     narrow_kafka: Cluster, make_site: Any
 ) -> None:
     site = make_site(narrow_kafka)
     site.check(KAFKA__GUARANTEE="exactly-once", KAFKA__REQUEST_TIMEOUT_SECONDS="2")
     limits = [
-        "kafka.session_timeout_seconds 15, and group.min.session.timeout.ms 16000",
-        "kafka.transaction_timeout_seconds 15, and transaction.max.timeout.ms 14000",
+        "kafka.session_timeout_seconds is 15, but group.min.session.timeout.ms is 16000",
+        "kafka.transaction_timeout_seconds is 15, but transaction.max.timeout.ms is 14000",
     ]
-    refused = "the brokers refuse that; change either"
+    refused = "the brokers refuse that; change one of them"
     assert site.about("time limits") == [f"fail {limit}: {refused}" for limit in limits]
 
 
-def test_brokers_that_cannot_keep_their_own_state_are_told(
+def test_brokers_that_cannot_keep_their_own_state_are_reported(
     narrow_kafka: Cluster, make_site: Any
 ) -> None:
     site = make_site(narrow_kafka)
@@ -616,5 +640,5 @@ def test_brokers_that_cannot_keep_their_own_state_are_told(
     nobody = "fail no broker coordinates it; see"
     assert site.about(f"group {site.group}") == [f"{nobody} __consumer_offsets"]
     assert site.about(f"transactional id {site.group}-*") == [f"{nobody} __transaction_state"]
-    unseen = ["skip its replication may not be seen"]
+    unseen = ["skip the worker may not see its replication"]
     assert site.topic("__consumer_offsets") == site.topic("__transaction_state") == unseen

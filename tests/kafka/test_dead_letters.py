@@ -1,4 +1,4 @@
-"""`worker dead-letters` with a real broker: what it shows, sends back once, and goes past."""
+"""`worker dead-letters` with a real broker: what it shows, sends back once, and skips."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from kafka.consumer.fetcher import ConsumerRecord
 from tests.kafka.broker import PATIENCE, Cluster, free_port, wait_until
 from tests.kafka.proxy import HOST, Api, Armed, BlackHole, Call, Cut, Fault, Hold, Moment, Proxy
 from worker.cli.entry import main
-from worker.events.codec import LabelEncoder, decode_text
+from worker.events.decoding import decode_text
+from worker.events.encoding import LabelEncoder
 from worker.events.records import DeadLetter, ErrorKind, Skipped
 from worker.settings.schema import KafkaSettings
 from worker.transports.kafka.marks import Mark
@@ -37,14 +38,14 @@ if TYPE_CHECKING:
 Headers = list[tuple[str, bytes | None]]
 
 PRIVATE = b"meet me at the old mill"
-# More than one transaction sends.
+# This is more than one transaction sends.
 MANY = 1100
 ISOLATIONS = ("read_committed", "read_uncommitted")
-LOST_ORDER = "each goes behind what has come since: the order within its key is lost"
+LOST_ORDER = "each goes behind the records that came since, so the order within its key is lost"
 
 
 class Killing(NamedTuple):
-    """A moment to be killed at, and what becomes of the frame: nothing else sends it on."""
+    """When a redrive is killed, and what becomes of the frame that is under way then."""
 
     api: Api
     moment: Moment
@@ -99,14 +100,14 @@ class Desk:
         return output.out.splitlines()
 
     def redrive(self, *arguments: str) -> int:
-        """Redrive without asking; returns how many records were sent."""
+        """Redrive without a question; returns how many records were sent."""
         last = self.run("redrive", "--yes", *arguments)[-1]
         return int(last.split()[0]) if last.endswith("sent back") else 0
 
     def start(
         self, *arguments: str, brokers: str | None = None, **settings: str
     ) -> subprocess.Popen[str]:
-        """Redrive in a process of its own, by way of the proxy unless told otherwise."""
+        """Redrive in a process of its own, by way of the proxy unless another address is given."""
         command = self.command("redrive", "--yes", *arguments, brokers=brokers or self.proxied)
         return subprocess.Popen(
             [sys.executable, "-m", "worker", *command],
@@ -167,7 +168,7 @@ class Desk:
         return [record.value for record in self.read(self.chat)]
 
     def settle(self) -> None:
-        """End what a redrive has left open or undecided, as the next would."""
+        """End a transaction that a redrive has left open or undecided, as the next redrive would."""
         name = f"{self.dead}-redrive"
         with closing(KafkaProducer(**self.kafka.settings, transactional_id=name)) as producer:
             producer.init_transactions()
@@ -186,7 +187,7 @@ def desk(kafka: Kafka, topic_names: Iterator[str], capsys: pytest.CaptureFixture
     desk = Desk(kafka, capsys, next(topic_names), next(topic_names), next(topic_names))
     for topic in (desk.chat, desk.dead):
         kafka.create_topic(topic, partitions=2)
-        # Only now is it sure to take records: a broker tells of a topic before it has it.
+        # Only now is it sure to take records: a broker lists a topic before it has it.
         assert kafka.read(topic) == []
     return desk
 
@@ -218,7 +219,8 @@ def test_letters_are_counted_by_kind_and_place_with_their_times(desk: Desk) -> N
         desk.die(desk.letter(PRIVATE, partition=partition, time=time))
     desk.die(desk.letter(PRIVATE, kind=ErrorKind.ENGINE, time=milliseconds(noon)))
     desk.die((None, PRIVATE, [], 0, None))
-    lines = desk.run("list")
+    *lines, last = desk.run("list")
+    assert last == "1 other record of the topic was not written by this worker"
     assert [line.split() for line in lines] == [
         ["kind", "from", "partition", "letters", "first", "last"],
         ["engine", desk.chat, "0", "1", "2025-01-31T12:00:00Z", "2025-01-31T12:00:00Z"],
@@ -226,7 +228,6 @@ def test_letters_are_counted_by_kind_and_place_with_their_times(desk: Desk) -> N
         ["not-json", desk.chat, "1", "1", "2025-01-31T12:01:00Z", "2025-01-31T12:01:00Z"],
         [],
         ["4", "dead", "letters"],
-        ["1", "other", "record", "of", "the", "topic,", "not", "by", "this", "worker"],
     ]
 
 
@@ -269,20 +270,20 @@ def test_payloads_are_shown_on_request_only(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("command", ["list", "show", "redrive"])
-def test_a_topic_with_what_cannot_be_decoded_is_told(desk: Desk, command: str) -> None:
+def test_a_topic_with_what_cannot_be_decoded_is_reported(desk: Desk, command: str) -> None:
     produce_batches(desk, [PRIVATE, b"bad"], topic=desk.dead)
     desk.run(command, code=1)
     assert desk.err.startswith(f"worker: a batch of the topic {desk.dead} cannot be decoded; ")
 
 
 @pytest.mark.parametrize("command", ["list", "show", "redrive"])
-def test_a_topic_that_does_not_exist_is_told(desk: Desk, command: str) -> None:
+def test_a_topic_that_does_not_exist_is_reported(desk: Desk, command: str) -> None:
     desk.dead = f"{desk.dead}-not"
     assert desk.run(command, code=2) == []
     assert f"the topic {desk.dead} does not exist" in desk.err
 
 
-def test_brokers_that_are_away_are_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_brokers_that_are_away_are_reported(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_KAFKA__REQUEST_TIMEOUT_SECONDS", "1")
     address = f"{HOST}:{free_port()}"
     assert main(desk.command("list", brokers=address)) == 1
@@ -292,7 +293,7 @@ def test_brokers_that_are_away_are_told(desk: Desk, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_what_is_not_allowed_is_told(
+def test_what_is_not_allowed_is_reported(
     secure_kafka: SecureCluster,
     topic_names: Iterator[str],
     capsys: pytest.CaptureFixture[str],
@@ -354,7 +355,7 @@ def test_records_go_back_as_they_were_and_count_their_rounds(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, compression: str
 ) -> None:
     monkeypatch.setenv("WORKER_KAFKA__COMPRESSION", compression)
-    # Not where the client would put them by their keys.
+    # The client would choose other partitions by their keys.
     desk.die(
         *(
             desk.letter(value, key=key, headers=headers, partition=1)
@@ -393,7 +394,7 @@ def test_each_record_goes_to_the_topic_it_came_from(desk: Desk, topic_names: Ite
     assert [record.value for record in desk.read(other)] == [b"2"]
 
 
-def test_a_topic_that_is_gone_is_told_before_anything_is_sent(desk: Desk) -> None:
+def test_a_topic_that_is_gone_is_reported_before_anything_is_sent(desk: Desk) -> None:
     desk.die(desk.letter(b"1"), desk.letter(b"2", topic="gone\x1b[2J"))
     assert "1 record to send back to gone\\u001b[2J" in desk.run("redrive", "--yes", code=1)
     assert "the topic gone\\u001b[2J, which dead letters came from, does not exist" in desk.err
@@ -405,7 +406,7 @@ def test_what_has_no_bytes_or_is_no_letter_is_not_sent(desk: Desk) -> None:
     desk.die(desk.letter(None, kind=ErrorKind.UNDECODABLE), (b"k", b"v", [("a", b"b")], 0, None))
     assert desk.run("redrive", "--yes") == [
         "there is nothing to send back",
-        "1 dead letter left out: what cannot be decoded has no bytes",
+        "1 dead letter was left out because records that cannot be decoded have no bytes",
     ]
     assert desk.sent() == []
 
@@ -425,7 +426,7 @@ def test_a_record_is_sent_a_second_time_only_on_request(desk: Desk) -> None:
     desk.settle()
     assert desk.run("redrive", "--yes") == [
         "there is nothing to send back",
-        "2 dead letters sent back before; --again sends them once more",
+        "2 dead letters were sent back before; --again sends them once more",
     ]
     assert desk.redrive("--again") == 2
     assert desk.redrive("--again") == 2
@@ -461,8 +462,8 @@ def test_what_dies_again_and_again_goes_its_rounds_and_no_further(desk: Desk) ->
     desk.settle()
     assert desk.run("redrive", "--max-rounds", "2") == [
         "there is nothing to send back",
-        "2 dead letters sent back before; --again sends them once more",
-        "1 dead letter left out at the limit of --max-rounds",
+        "2 dead letters were sent back before; --again sends them once more",
+        "1 dead letter was left out because of --max-rounds",
     ]
     assert desk.redrive() == 1
     assert desk.redrive("--max-rounds", "2", "--again") == 2
@@ -547,7 +548,7 @@ def test_a_redrive_that_continues_keeps_its_selection(desk: Desk, proxy: Proxy) 
     desk.die(desk.letter(b"later"))
     lines = desk.run("redrive", "--yes")
     assert f"{MANY - sent} records to send back to {desk.chat}" in lines
-    later = "1 dead letter left to the next redrive: this one continues an earlier, cut short"
+    later = "1 dead letter was left to the next redrive, because this one continues an earlier one"
     assert later in lines
     assert lines[-1] == f"{MANY - sent} records sent back"
     assert b"later" not in desk.sent()
@@ -595,7 +596,7 @@ def test_what_got_no_answer_is_looked_up_by_the_next_run(
     limits = {
         "WORKER_KAFKA__TRANSACTION_TIMEOUT_SECONDS": "6",
         "WORKER_KAFKA__DEADLINE_SECONDS": "6",
-        # The client itself gives up later.
+        # The client gives up later than that.
         "WORKER_KAFKA__REQUEST_TIMEOUT_SECONDS": "60",
     }
     with desk.start(**limits) as process:
@@ -623,7 +624,7 @@ def test_receipts_behind_an_open_transaction_are_waited_for(desk: Desk, proxy: P
         with desk.start() as first:
             assert first.communicate(timeout=PATIENCE)[0].endswith("\n1 record sent back\n")
         with desk.start() as second:
-            # It does not see yet that the first was sent, and must not send before it does.
+            # It does not see yet that the first redrive sent, and must not send before it does.
             assert second.stdout is not None
             assert second.stdout.readline().startswith("1 record to send back")
             producer.commit_transaction()
@@ -632,7 +633,9 @@ def test_receipts_behind_an_open_transaction_are_waited_for(desk: Desk, proxy: P
     assert desk.sent() == [b"1"]
 
 
-def test_a_transaction_that_stays_open_is_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transaction_that_stays_open_is_reported(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORKER_KAFKA__DEADLINE_SECONDS", "5")
     desk.die(desk.letter(b"1"))
     producer = KafkaProducer(**desk.kafka.settings, transactional_id=desk.group)
@@ -658,7 +661,7 @@ def test_a_record_that_is_too_large_ends_it_and_its_transaction(
     assert desk.redrive() == 2
 
 
-def test_a_topic_that_refuses_is_told(desk: Desk, topic_names: Iterator[str]) -> None:
+def test_a_topic_that_refuses_is_reported(desk: Desk, topic_names: Iterator[str]) -> None:
     narrow = next(topic_names)
     desk.kafka.create_topic(narrow, max_message_bytes="1000")
     desk.die(desk.letter(b"small", topic=narrow), desk.letter(b"x" * 5000, topic=narrow))
@@ -680,8 +683,8 @@ class NotUtf8(str):
 
 
 def produce_batches(desk: Desk, *batches: Sequence[bytes], topic: str = "") -> None:
-    """Produce each batch as one; a record that is bad cannot be decoded, nor what follows in it."""
-    # Only a flush ends a batch.
+    """Produce each list as one record batch, in which nothing from a bad record on can be decoded."""
+    # Only a flush ends a record batch.
     times = {"linger_ms": int(PATIENCE * 1000), "delivery_timeout_ms": int(PATIENCE * 4000)}
     producer = KafkaProducer(**desk.kafka.settings, **times)
     with closing(producer):
@@ -699,7 +702,7 @@ def produce_batches(desk: Desk, *batches: Sequence[bytes], topic: str = "") -> N
             assert all(future.succeeded() for future in sent)
 
 
-def commit(desk: Desk, offset: int, mark: Mark = Mark(2)) -> None:  # noqa: B008 - is frozen
+def commit(desk: Desk, offset: int, mark: Mark = Mark(2)) -> None:  # noqa: B008 - the default is frozen, so calls can share it
     with closing(KafkaConsumer(**desk.kafka.settings, group_id=desk.group)) as consumer:
         consumer.commit({TopicPartition(desk.chat, 1): mark.at(offset)})
 
@@ -813,7 +816,7 @@ def test_what_can_be_decoded_or_is_not_there_is_not_skipped(desk: Desk, offset: 
 def test_a_group_with_members_is_left_alone(desk: Desk) -> None:
     produce_batches(desk, [b"bad"])
     commit(desk, 0)
-    # What is bad would end a member that reads it.
+    # A member that reads the bad record would end.
     member = KafkaConsumer(desk.dead, **desk.kafka.settings, group_id=desk.group)
     with closing(member):
 
@@ -829,7 +832,7 @@ def test_a_group_with_members_is_left_alone(desk: Desk) -> None:
     assert committed(desk)[0] == 0
 
 
-def test_a_group_without_offsets_and_a_topic_it_does_not_read_are_told(desk: Desk) -> None:
+def test_a_group_without_offsets_and_a_topic_it_does_not_read_are_reported(desk: Desk) -> None:
     desk.skip(1, 0, "--yes", code=1)
     assert f"the group {desk.group} has no offset for partition 1 of {desk.chat}" in desk.err
     desk.run("skip", "elsewhere", "0", "0", "--input-topics", desk.chat, code=2)

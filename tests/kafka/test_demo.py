@@ -1,4 +1,4 @@
-"""A first try on a broker without topics: make them, write a chat, label it, and look at it."""
+"""A first try on a broker without topics: create them, write a chat, label it, and look at it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.kafka.stage import Stage
 
 EXAMPLES = example_messages()
-# The broker's default, for events; a dead letter has headers of ours, too.
+# The broker accepts events of this size by default; a dead letter has headers of ours, too.
 EVENT_BYTES = 1048588
 
 
@@ -44,7 +44,7 @@ class Background:
 
     @property
     def lines(self) -> list[str]:
-        """Return what it has told since it has begun."""
+        """Return the lines that it has printed, without the first, which says that it has begun."""
         return self.log.read_text(encoding="utf-8").splitlines()[1:]
 
     def wait_until_it_begins(self) -> None:
@@ -65,7 +65,7 @@ def demo(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 @pytest.fixture
 def background(demo: Stage) -> Iterator[Callable[..., Background]]:
-    """Return what starts a command that ends with the test, at the latest."""
+    """Return a function that starts a command, which ends with the test at the latest."""
     with ExitStack() as stack:
 
         def start(*arguments: str) -> Background:
@@ -106,8 +106,8 @@ def test_brokers_that_never_answer_are_not_waited_for_without_end(
 ) -> None:
     monkeypatch.setenv("WORKER_KAFKA__REQUEST_TIMEOUT_SECONDS", "1")
     assert cli.main(["create-topics", "--brokers", "127.0.0.1:9", "--wait", "3"]) == 1
-    assert "waiting" in (told := capsys.readouterr().err)
-    assert told.splitlines()[-1].startswith("worker: the brokers do not answer")
+    assert "waiting" in (printed := capsys.readouterr().err)
+    assert printed.splitlines()[-1].startswith("worker: the brokers do not answer")
 
 
 def test_a_chat_is_written_labelled_and_shown(
@@ -141,7 +141,7 @@ def test_a_view_begins_with_the_last_labels_and_says_what_has_no_text(
     wait_until(lambda: len(view.lines) == 10, "the last of a partition")
     assert view.lines[-4:] == [
         "joy                    gg 29",
-        "joy                    (no text: see include_text)",
+        "joy                    (there is no text: see include_text)",
         "(a record that is no label)",
         "(a record that is no label)",
     ]
@@ -168,7 +168,7 @@ def test_a_demo_writes_until_it_is_asked_to_stop(
     assert end["written"] == len(demo.kafka.read(demo.input))
 
 
-def test_a_demo_tells_of_what_it_cannot_write(
+def test_a_demo_reports_what_it_cannot_write(
     demo: Stage, topic_names: Iterator[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     topic = next(topic_names)

@@ -20,14 +20,14 @@ from worker.demo.chat import ChatStream, example_messages
 if TYPE_CHECKING:
     from tests.kafka.stage import Stage
 
-# What Grafana puts there: at least four scrapes.
+# Grafana puts at least four scrapes there.
 WINDOW = {"$__rate_interval": "1m"}
 COMPARISON = re.compile(r" (==|!=|>=|<=|>|<) ")
 MESSAGES_EACH_TIME = 200
 
 
 def keep_producing(stage: Stage, done: Event) -> None:
-    """Write the examples, with the broken ones, and then more and more."""
+    """Write the examples with the broken ones, and then new messages without end."""
     stage.produce_values([message.value for message in example_messages()])
     messages = ChatStream(seed=1).messages()
     while not done.is_set():
@@ -47,7 +47,7 @@ def problems(values: list[float], unit: str) -> str | None:
 
 @pytest.mark.slow
 def test_every_query_finds_what_it_is_about(stage: Stage) -> None:
-    """One test, because to watch takes its time."""
+    """All queries are in one test, because it takes time until Prometheus has seen enough."""
     worker = stage.worker(**LISTEN, CACHE__ENABLED="true")
     wait_until_ready(worker)
     (address,) = (e["address"] for e in worker.events() if e["event"] == "listening")
@@ -69,7 +69,7 @@ def test_every_query_finds_what_it_is_about(stage: Stage) -> None:
                     wrong[target.panel, target.legend] = found or "no label for its legend"
             assert wrong == {}
             for rule in RULES:
-                # Whether it holds, in place of what it holds for, which is nothing while all is well.
+                # `bool` asks whether the alert holds; the alert itself has no series while all is well.
                 condition = COMPARISON.sub(r" \1 bool ", rule["expr"])
                 assert condition != rule["expr"]
                 values = {each["value"][1] for each in prometheus.query(condition)}

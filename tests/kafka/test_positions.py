@@ -15,8 +15,8 @@ from tests.kafka.health import LISTEN, metrics, wait_until_not_ready, wait_until
 from tests.kafka.proxy import Api, Call, Fault, Hold, Moment, Proxy
 from tests.kafka.stage import Stage, place_of
 from worker.settings.schema import KafkaSettings
+from worker.transports.kafka.client_internals import read_committed
 from worker.transports.kafka.clients import new_consumer
-from worker.transports.kafka.positions import read_committed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

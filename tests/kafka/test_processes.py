@@ -1,4 +1,4 @@
-"""`worker run --processes N`: several processes that work, are watched and end as one."""
+"""`worker run --processes N`: several processes work, are watched, and end as one."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class Processes:
             response = connection.getresponse()
             return response.status, response.read().decode()
 
-    def tells(self, path: str) -> bool:
-        """Return whether /healthz or /readyz says yes."""
+    def is_ok(self, path: str) -> bool:
+        """Return whether /healthz or /readyz answers with 200."""
         status, _ = self.get(path)
         assert status in {200, 503}
         return status == 200
 
     def health(self) -> list[dict[str, Any]]:
-        """Return what is told of each process."""
+        """Return what /healthz says of each process."""
         processes: list[dict[str, Any]] = json.loads(self.get("/healthz")[1])["processes"]
         return processes
 
@@ -78,13 +78,13 @@ class Processes:
         """Wait until all take part; they are live meanwhile."""
 
         def ready() -> bool:
-            assert self.tells("/healthz")
-            return self.tells("/readyz")
+            assert self.is_ok("/healthz")
+            return self.is_ok("/readyz")
 
         wait_until(ready, "all processes to be ready")
 
     def wait_until_not_ready(self) -> None:
-        wait_until(lambda: not self.tells("/readyz"), "a process that is not ready")
+        wait_until(lambda: not self.is_ok("/readyz"), "a process that is not ready")
 
     def metric(self, name: str) -> list[dict[str, Any]]:
         """Return the series of a metric, each as its labels and its value."""
@@ -178,7 +178,7 @@ def test_the_processes_share_the_partitions_and_label_every_event_once(
 
 
 @pytest.mark.slow
-def test_one_address_tells_of_all_processes(stage: Stage) -> None:
+def test_one_address_answers_for_all_processes(stage: Stage) -> None:
     listen = f"127.0.0.1:{free_port()}"
     processes = Processes(stage, RUN__LISTEN=listen, **STEADY)
     processes.wait_until_ready()
@@ -230,8 +230,8 @@ def test_before_the_brokers_can_be_reached_the_processes_are_live_and_not_ready(
         "both to miss the brokers",
     )
     assert None not in [process["problem"] for process in processes.health()]
-    assert not processes.tells("/readyz")
-    assert processes.tells("/healthz")
+    assert not processes.is_ok("/readyz")
+    assert processes.is_ok("/healthz")
     proxy.accept()
     processes.wait_until_ready()
     assert processes.parent.stop() == 0
@@ -258,7 +258,7 @@ def test_an_outage_ends_no_process_and_costs_no_label(
         lambda: not any(process["ready"] for process in processes.health()),
         "both to miss the brokers",
     )
-    assert processes.tells("/healthz")
+    assert processes.is_ok("/healthz")
     if how == "refused":
         proxy.accept()
     else:
@@ -286,7 +286,7 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(
     before = processes.pids()
     os.kill(before[0], signal.SIGKILL)
     processes.wait_until_not_ready()
-    assert processes.tells("/healthz")
+    assert processes.is_ok("/healthz")
     stage.produce(TEXTS[100:])
     processes.wait_until_ready()
     stage.wait_until_done()
@@ -349,13 +349,13 @@ def arguments(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def child(arguments: list[str]) -> Iterator[supervisor._Child]:
-    child = supervisor._Child(0, arguments)
+def child(arguments: list[str]) -> Iterator[supervisor._ConsumerChild]:
+    child = supervisor._ConsumerChild(0, arguments)
     yield child
     child.kill()
 
 
-def is_ready(child: supervisor._Child) -> bool:
+def is_ready(child: supervisor._ConsumerChild) -> bool:
     child.look_after()
     supervisor._listen([child])
     return child.status().ready
@@ -401,7 +401,7 @@ def test_the_configuration_being_wrong_for_a_process_ends_the_worker_at_once(
 
 @pytest.mark.slow
 def test_a_process_that_hangs_is_not_live_and_is_again_when_it_goes_on(
-    child: supervisor._Child, monkeypatch: pytest.MonkeyPatch
+    child: supervisor._ConsumerChild, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_until(lambda: is_ready(child), "the child to be ready")
     monkeypatch.setattr(supervisor, "_SILENT_SECONDS", 3)
@@ -416,8 +416,8 @@ def test_a_process_that_hangs_is_not_live_and_is_again_when_it_goes_on(
     wait_until(lambda: is_ready(child), "the child to speak again")
 
 
-def test_a_process_that_never_tells_anything_is_live_for_as_long_as_a_start_may_take(
-    child: supervisor._Child, monkeypatch: pytest.MonkeyPatch
+def test_a_process_that_never_reports_is_live_for_as_long_as_a_start_may_take(
+    child: supervisor._ConsumerChild, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert child.status() == Status(0, live=True, ready=False, problem="not running yet")
     child.look_after()
@@ -427,7 +427,7 @@ def test_a_process_that_never_tells_anything_is_live_for_as_long_as_a_start_may_
 
 
 def test_a_process_is_not_taken_from_the_current_folder_unless_its_parent_was(
-    child: supervisor._Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    child: supervisor._ConsumerChild, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "worker.py").write_text("raise SystemExit(2)")
     monkeypatch.chdir(tmp_path)

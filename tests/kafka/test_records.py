@@ -10,7 +10,7 @@ from kafka import KafkaProducer
 
 from tests.kafka.broker import PATIENCE
 from tests.kafka.stage import header, place_of
-from worker.dead_letters.sending import _Content, _Exact, _Headers
+from worker.transports.kafka.client_internals import NullSerializer, send_with_nulls
 from worker.transports.kafka.records import Original, original_of
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ CARRIED: list[tuple[bytes | None, Headers]] = [
 
 def produce(stage: Stage, value: bytes) -> None:
     """Produce the value with every key and headers, nulls as they are."""
-    with closing(KafkaProducer(**stage.kafka.settings, value_serializer=_Exact())) as producer:
+    with closing(
+        KafkaProducer(**stage.kafka.settings, value_serializer=NullSerializer())
+    ) as producer:
         for key, headers in CARRIED:
-            nulls = tuple(n for n, (_, content) in enumerate(headers) if content is None)
-            sendable = _Headers((name, content or b"") for name, content in headers)
-            content = _Content(value, nulls)
-            producer.send(stage.input, content, key=key, headers=sendable, partition=0).get(
-                PATIENCE
+            sent = send_with_nulls(
+                producer, stage.input, value, key=key, headers=headers, partition=0
             )
+            sent.get(PATIENCE)
     assert [list(record.headers) for record in stage.kafka.read(stage.input)] == [
         headers for _, headers in CARRIED
     ]

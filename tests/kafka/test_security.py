@@ -11,7 +11,8 @@ from tests.kafka.broker import wait_until
 from tests.kafka.health import LISTEN, has_come_up, wait_until_not_ready, wait_until_ready
 from tests.kafka.stage import Stage, place_of
 from worker.cli.entry import main
-from worker.settings.schema import PREFIX, setting_variables
+from worker.settings.loading import setting_variables
+from worker.settings.schema import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,8 @@ from tests.classifications import classified
 from tests.kafka.broker import PATIENCE, wait_until
 from tests.kafka.stage import place_of
 from worker.errors import WorkerError
-from worker.events.codec import Fields, LabelEncoder, json_decoder
+from worker.events.decoding import Fields, json_decoder
+from worker.events.encoding import LabelEncoder
 from worker.events.records import Event, LabelledEvent
 from worker.logs.logger import configure_logs
 from worker.settings.schema import KafkaSettings

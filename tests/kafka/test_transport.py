@@ -25,7 +25,8 @@ from tests.transports.contract import (
     outcomes_of,
     value_of,
 )
-from worker.events.codec import Fields, LabelEncoder, json_decoder
+from worker.events.decoding import Fields, json_decoder
+from worker.events.encoding import LabelEncoder
 from worker.settings.schema import KafkaSettings
 from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.clients import new_consumer, resume

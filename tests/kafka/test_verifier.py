@@ -15,7 +15,7 @@ from tests.kafka.broker import PATIENCE
 from tests.kafka.proxy import HOST, Api, BlackHole, Call, Cut, Fault, Hold, Moment, Proxy
 from tests.kafka.stage import Stage
 from tests.kafka.verifier import Report, compare, replay, verify
-from worker.events.codec import LabelEncoder
+from worker.events.encoding import LabelEncoder
 from worker.events.records import TopicPlace
 from worker.transports.kafka.records import ProducerRecordEncoder
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, TypeAlias
 
 from worker import pipeline
-from worker.events.codec import Fields, LabelEncoder, json_decoder
+from worker.events.decoding import Fields, json_decoder
+from worker.events.encoding import LabelEncoder
 from worker.events.records import ErrorKind, Skipped, TopicPlace
 from worker.transports.kafka.records import (
     KIND,

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.observe.dashboard import CONTENT, FOLDER, PANELS, TARGETS
-from worker.telemetry.metrics import CATALOGUE
+from worker.telemetry.catalogue import CATALOGUE
 
 (SOURCE,) = yaml.safe_load((FOLDER / "datasources.yml").read_bytes())["datasources"]
 WIDTH = 24

@@ -247,11 +247,11 @@ def test_overwrite_starts_anew(replay: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (["--threshold", "joy=0.9"], "the model or its thresholds are others"),
-        (["--include-text"], "options are others (include_text)"),
-        (["--keep", "room"], "options are others (keep)"),
-        (["--max-bytes", "500"], "options are others (max_bytes)"),
-        (["--dead-letters", "elsewhere"], "options are others (dead_letters)"),
+        (["--threshold", "joy=0.9"], "its model or thresholds are different"),
+        (["--include-text"], "it has different options (include_text)"),
+        (["--keep", "room"], "it has different options (keep)"),
+        (["--max-bytes", "500"], "it has different options (max_bytes)"),
+        (["--dead-letters", "elsewhere"], "it has different options (dead_letters)"),
     ],
 )
 def test_a_run_with_other_options_is_an_error(replay: Any, change: list[str], problem: str) -> None:
@@ -268,7 +268,7 @@ def test_a_changed_input_is_an_error(replay: Any, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("wp\n", encoding="utf-8")
     run = replay("in.txt", "-o", "out")
     assert run.code == 2
-    assert "the inputs are others, or have changed" in run.err
+    assert "its inputs are different files, or have changed" in run.err
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,9 @@ def test_what_cannot_work_is_one_clear_sentence(
     assert (tmp_path / "out.dead.jsonl").read_bytes() == b"precious\n"
 
 
-def test_a_bad_header_of_a_later_input_is_told_before_any_work(replay: Any, tmp_path: Path) -> None:
+def test_a_bad_header_of_a_later_input_is_an_error_before_any_work(
+    replay: Any, tmp_path: Path
+) -> None:
     (tmp_path / "in.txt").write_text("gg\n", encoding="utf-8")
     (tmp_path / "in.csv").write_text("user,message\n", encoding="utf-8")
     assert replay("in.txt", "in.csv", "-o", "out").code == 2

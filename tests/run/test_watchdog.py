@@ -31,7 +31,7 @@ with Watchdog({stuck_seconds}, lambda: {in_hand}) as watchdog:
 
 
 def hang(stuck_seconds: float, before: str, *, in_hand: bool) -> tuple[int, list[dict[str, Any]]]:
-    """Return how a process ends whose loop hangs, and what it logs."""
+    """Return the exit code of a process whose loop hangs, and the events that it logs."""
     code = HANG.format(stuck_seconds=stuck_seconds, before=before, in_hand=in_hand)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
@@ -41,7 +41,7 @@ def hang(stuck_seconds: float, before: str, *, in_hand: bool) -> tuple[int, list
 
 
 @pytest.mark.parametrize("in_hand", [True, False])
-def test_a_loop_that_hangs_ends_the_process_and_every_thread_tells_where_it_stood(
+def test_a_loop_that_hangs_ends_the_process_and_the_stack_of_every_thread_is_logged(
     in_hand: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     code, (first, *stacks) = hang(0.5, "pass", in_hand=in_hand)
@@ -55,7 +55,7 @@ def test_a_loop_that_hangs_ends_the_process_and_every_thread_tells_where_it_stoo
 
 
 @pytest.mark.parametrize("in_hand", [True, False])
-def test_past_the_deadline_of_a_stop_the_exit_code_tells_of_work_in_hand(
+def test_past_the_deadline_of_a_stop_the_exit_code_is_1_where_work_is_in_hand(
     in_hand: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     code, (line,) = hang(600, "watchdog.stop_by(time.monotonic())", in_hand=in_hand)
@@ -64,7 +64,7 @@ def test_past_the_deadline_of_a_stop_the_exit_code_tells_of_work_in_hand(
     assert line["uncommitted"] is in_hand
 
 
-# By a clock that stands still until it is told to go on.
+# With a clock that stands still until a test moves it.
 
 
 class Clock:
@@ -79,8 +79,8 @@ class Clock:
         self._looks += 1
         return self._now
 
-    def go_on(self, seconds: float) -> None:
-        """Go on, and wait until the watchdog has seen it: it looks twice a turn."""
+    def advance(self, seconds: float) -> None:
+        """Move on, and wait until the watchdog has seen it; it looks at the clock twice a turn."""
         self._now += seconds
         enough = self._looks + 4
         wait_until(lambda: self._looks > enough, "the watchdog to look at its clock")
@@ -98,11 +98,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_a_loop_that_beats_may_go_on_for_ever(clock: Clock) -> None:
     with Watchdog(5, lambda: True) as dog:
         for _ in range(3):
-            clock.go_on(4)
+            clock.advance(4)
             assert dog.age == 4
             dog.beat()
         assert clock.exit_codes == []
-        clock.go_on(6)
+        clock.advance(6)
         assert set(clock.exit_codes) == {1}
 
 
@@ -113,13 +113,13 @@ def test_after_the_time_to_stop_there_are_two_seconds_to_close(
 ) -> None:
     with Watchdog(600, lambda: in_hand) as dog:
         dog.stop_by(clock.monotonic() + 6)
-        clock.go_on(8)
+        clock.advance(8)
         assert clock.exit_codes == []
-        clock.go_on(1)
+        clock.advance(1)
         assert set(clock.exit_codes) == {int(in_hand)}
 
 
 def test_nobody_watches_a_loop_that_has_ended(clock: Clock) -> None:
     with Watchdog(5, lambda: True):
-        clock.go_on(1)
+        clock.advance(1)
     assert "watchdog" not in [thread.name for thread in threading.enumerate()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import types
 from pathlib import Path
@@ -15,32 +14,14 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
 from worker.errors import ConfigurationError
-from worker.logs.logger import configure_logs
-from worker.settings.schema import (
-    KUBERNETES,
-    Settings,
-    load_settings,
-    setting_variables,
-    warn_of_unknown_variables,
-)
+from worker.settings.loading import KUBERNETES, load_settings, setting_variables
+from worker.settings.schema import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
 MARKER = "tulip"
-EXAMPLE = Path(__file__).parents[2] / "configs" / "worker.toml"
 SETTINGS = [tuple(name.removeprefix("WORKER_").lower().split("__")) for name in setting_variables()]
-
-
-@pytest.fixture
-def warnings_told(capsys: pytest.CaptureFixture[str]) -> Iterator[list[dict[str, Any]]]:
-    """Return the warnings of `warn_of_unknown_variables`, as somebody reads them in the logs."""
-    logger = logging.getLogger("worker")
-    before = logger.handlers, logger.level, logger.propagate
-    configure_logs("warning", "json")
-    warn_of_unknown_variables()
-    yield [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    logger.handlers, logger.level, logger.propagate = before
 
 
 @pytest.fixture
@@ -84,8 +65,8 @@ def takes_any_text(path: tuple[str, ...]) -> bool:
 PICKY = [
     path
     for path in SETTINGS
-    # Nearly any text is a list of topics.
-    if not takes_any_text(path) and path != ("kafka", "input_topics")
+    # Nearly any text is a list of topics or of fields.
+    if not takes_any_text(path) and path not in {("kafka", "input_topics"), ("input", "keep")}
 ]
 
 
@@ -144,9 +125,8 @@ def test_thresholds_of_all_sources_add_up_label_by_label(tmp_path: Path) -> None
     {"WORKER_CACHE": '{"directory": "folder"}'},
 )
 @pytest.mark.usefixtures("environment")
-def test_two_underscores_lead_into_a_group(warnings_told: list[dict[str, Any]]) -> None:
+def test_two_underscores_lead_into_a_group() -> None:
     assert load_settings(None, {}).cache.directory == Path("folder")
-    assert warnings_told == []
 
 
 def test_the_cache_folder_is_the_users_own_unless_set(
@@ -188,18 +168,10 @@ def test_a_key_that_is_no_setting_is_an_error_that_names_the_nearest(
     )
 
 
-def test_a_key_that_is_like_no_setting_is_an_error_that_names_the_example(tmp_path: Path) -> None:
-    message = r"zzz, in .*my\.toml, is not a setting; see configs/worker\.toml"
+def test_a_key_that_is_like_no_setting_is_an_error_that_names_the_reference(tmp_path: Path) -> None:
+    message = r"zzz, in .*my\.toml, is not a setting; docs/configuration\.md has all settings"
     with pytest.raises(ConfigurationError, match=message):
         load_settings(toml(tmp_path, "zzz = 1"), {})
-
-
-@environ({"WORKER_CACHE__DIRECTRY": "folder"})
-@pytest.mark.usefixtures("environment")
-def test_a_variable_in_a_group_that_is_no_setting_is_an_error_that_names_the_nearest() -> None:
-    message = r"in the environment \(WORKER_CACHE__DIRECTRY\), .* did you mean cache\.directory\?"
-    with pytest.raises(ConfigurationError, match=message):
-        load_settings(None, {})
 
 
 @pytest.mark.parametrize("path", SETTINGS, ids=".".join)
@@ -345,28 +317,35 @@ def test_times_that_just_fit_are_no_error() -> None:
 # Variables that are none.
 
 
-@environ({"WORKER_CASH__DIRECTORY": MARKER})
-@pytest.mark.usefixtures("environment")
-def test_an_unknown_variable_is_one_warning_with_the_nearest(
-    warnings_told: list[dict[str, Any]],
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("WORKER_CASH__DIRECTORY", "WORKER_CACHE__DIRECTORY"),
+        ("WORKER_CACHE__DIRECTRY", "WORKER_CACHE__DIRECTORY"),
+        ("WORKER_CACHE_DIRECTORY", "WORKER_CACHE__DIRECTORY"),
+        ("worker_modle", "WORKER_MODEL"),
+        ("WORKER_KAFKA__BROKERS__0", "WORKER_KAFKA__BROKERS"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_an_error_that_names_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, name: str, nearest: str
 ) -> None:
-    (warning,) = warnings_told
-    assert warning.pop("timestamp")
-    assert warning == {
-        "level": "warning",
-        "event": "unknown environment variable",
-        "name": "WORKER_CASH__DIRECTORY",
-        "nearest": "WORKER_CACHE__DIRECTORY",
-    }
+    monkeypatch.setenv(name, MARKER)
+    with pytest.raises(ConfigurationError) as error:
+        load_settings(None, {})
+    assert str(error.value) == (
+        f"the environment variable {name} is not a setting; did you mean {nearest}?"
+    )
 
 
-@environ({"WORKER_QQQQQQQQQQQQQQ": "1"})
-@pytest.mark.usefixtures("environment")
-def test_an_unknown_variable_like_no_setting_is_one_warning(
-    warnings_told: list[dict[str, Any]],
+@pytest.mark.parametrize("name", ["WORKER_FOO", "WORKER_QQQQQQQQ", "WORKER_"])
+def test_a_variable_like_no_setting_is_an_error_that_names_the_reference(
+    monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    (warning,) = warnings_told
-    assert (warning["name"], warning["nearest"]) == ("WORKER_QQQQQQQQQQQQQQ", None)
+    monkeypatch.setenv(name, MARKER)
+    message = rf"variable {name} is not a setting; docs/configuration\.md has all settings"
+    with pytest.raises(ConfigurationError, match=message):
+        load_settings(None, {})
 
 
 @environ(
@@ -374,10 +353,8 @@ def test_an_unknown_variable_like_no_setting_is_one_warning(
     {"WORKERS": "4", "MY_WORKER_MODEL": "folder"},
 )
 @pytest.mark.usefixtures("environment")
-def test_settings_and_the_variables_of_other_programs_are_no_warning(
-    warnings_told: list[dict[str, Any]],
-) -> None:
-    assert warnings_told == []
+def test_settings_and_the_variables_of_other_programs_are_no_error() -> None:
+    load_settings(None, {})
 
 
 OF_KUBERNETES = {
@@ -399,10 +376,7 @@ OF_KUBERNETES = {
 
 @environ(OF_KUBERNETES)
 @pytest.mark.usefixtures("environment")
-def test_variables_of_kubernetes_neither_warn_nor_set_anything(
-    warnings_told: list[dict[str, Any]],
-) -> None:
-    assert warnings_told == []
+def test_variables_of_kubernetes_are_passed_over() -> None:
     assert load_settings(None, {}).model_fields_set == set()
 
 
@@ -411,21 +385,42 @@ def test_no_setting_is_named_as_kubernetes_names_variables() -> None:
     assert [name for name in setting_variables() if KUBERNETES.fullmatch(name)] == []
 
 
-# The example.
+# Lists.
 
 
-def names_in(content: str) -> set[str]:
-    """Return the keys of a TOML file, also those that are commented out, and its tables."""
-    names, table = set(), ""
-    for line in content.splitlines():
-        if header := re.match(r"#? ?\[([\w.]+)\]", line):
-            table = header[1]
-            names.add(table)
-        elif key := re.match(r"#? ?([\w.]+) *=", line):
-            names.add(f"{table}.{key[1]}" if table else key[1])
-    return names
+LISTS = [("input", "keep"), ("kafka", "brokers"), ("kafka", "input_topics")]
+ITEMS: dict[tuple[str, ...], tuple[str, ...]] = {("kafka", "brokers"): ("a:1", "b:2")}
 
 
-def test_the_example_names_every_setting_and_changes_none() -> None:
-    assert load_settings(EXAMPLE, {}).model_dump() == load_settings(None, {}).model_dump()
-    assert {".".join(path) for path in SETTINGS} <= names_in(EXAMPLE.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("path", LISTS, ids=".".join)
+@pytest.mark.parametrize(
+    "form", [",".join, " , ".join, json.dumps], ids=["commas", "commas and blanks", "JSON"]
+)
+def test_every_list_takes_commas_and_json_in_the_environment_in_flags_and_in_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    path: tuple[str, ...],
+    form: Callable[[tuple[str, ...]], str],
+) -> None:
+    items = ITEMS.get(path, ("a", "b"))
+    config = toml(tmp_path, f"{'.'.join(path)} = {json.dumps(form(items))}")
+    monkeypatch.setenv("WORKER_" + "__".join(path).upper(), form(items))
+    for settings in (
+        load_settings(config, {}),
+        load_settings(None, {}),
+        load_settings(None, nested(path, form(items))),
+    ):
+        assert settings.model_dump()[path[0]][path[1]] == items
+
+
+def test_the_lists_are_all_there_are() -> None:
+    whole = Settings().model_dump()
+    lists = {path for path in SETTINGS if len(path) == 2 and type(whole[path[0]]) is dict}
+    assert {path for path in lists if type(whole[path[0]][path[1]]) is tuple} == set(LISTS)
+
+
+@pytest.mark.parametrize("path", LISTS, ids=".".join)
+def test_a_name_that_is_missing_between_commas_is_an_error(path: tuple[str, ...]) -> None:
+    first = ITEMS.get(path, ("a",))[0]
+    with pytest.raises(ConfigurationError, match=f"the setting {'.'.join(path)}, on the command"):
+        load_settings(None, nested(path, f"{first},"))

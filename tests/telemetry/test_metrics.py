@@ -1,4 +1,4 @@
-"""Metrics: named by Prometheus' conventions, exact, rendered for many processes, and private."""
+"""Metrics are named by the conventions of Prometheus, exact, shown of all processes, and private."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from worker.events.records import (
     Skipped,
     TopicPlace,
 )
-from worker.telemetry import metrics as catalogue
-from worker.telemetry.metrics import CATALOGUE, Definition, Metrics, Snapshot, Status, families
+from worker.telemetry import catalogue
+from worker.telemetry.catalogue import CATALOGUE, Definition
+from worker.telemetry.exposition import families
+from worker.telemetry.metrics import Metrics, Snapshot, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +52,7 @@ def letter(kind: ErrorKind) -> DeadLetter:
 
 @dataclass
 class Counts:
-    """What a classifier counts."""
+    """Counts as a classifier has them."""
 
     duplicates: int = 0
     memory_hits: int = 0
@@ -65,7 +67,7 @@ class Counts:
 
 @dataclass
 class State:
-    """What a transport counts."""
+    """Counts as a transport has them."""
 
     poll_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -80,7 +82,7 @@ class State:
 
 
 class Exposition:
-    """What is told of some processes."""
+    """What Prometheus is shown of some processes."""
 
     def __init__(self, *statuses: Status) -> None:
         self.families = list(families(statuses))
@@ -110,9 +112,9 @@ def exposition(metrics: Metrics) -> Exposition:
 
 
 def as_read(shown: Exposition) -> list[Metric]:
-    """Return what Prometheus reads; OpenMetrics' parser is the strict one."""
-    text = openmetrics.generate_latest(shown).decode()  # type: ignore[no-untyped-call]  # has no types
-    return list(openmetrics_parser.text_string_to_metric_families(text))  # type: ignore[no-untyped-call]  # as above
+    """Return what Prometheus reads, by the parser of OpenMetrics, which is the stricter one."""
+    text = openmetrics.generate_latest(shown).decode()  # type: ignore[no-untyped-call]  # prometheus_client has no types here
+    return list(openmetrics_parser.text_string_to_metric_families(text))  # type: ignore[no-untyped-call]  # prometheus_client has no types here
 
 
 def parts(samples: Iterable[Sample]) -> list[tuple[object, ...]]:
@@ -158,7 +160,7 @@ def test_metrics_are_named_and_explained_by_the_conventions(definition: Definiti
     assert not {"process", "le"} & set(definition.labels)
 
 
-def test_every_metric_of_the_catalogue_is_told_with_its_kind_help_and_series() -> None:
+def test_every_metric_of_the_catalogue_is_shown_with_its_kind_help_and_series() -> None:
     shown = exposition(worked())
     found = [(family.name, family.type, family.documentation) for family in shown.families]
     assert found == [
@@ -379,7 +381,7 @@ def test_lag_is_of_the_partitions_that_are_ours_now(metrics: Metrics) -> None:
     assert lag == {("chat", "1"): 4, ("shouts", "0"): 0}
 
 
-# Sums stay below 2**53: Prometheus has doubles only.
+# Sums stay below 2**53, because Prometheus has only doubles.
 @given(st.dictionaries(st.integers(1, 30_000), st.integers(1, 10**9)))
 def test_batches_are_counted_by_their_texts(sizes: dict[int, int]) -> None:
     metrics = Metrics("emotion", "0123456789abcdef", LABELS)
@@ -453,7 +455,7 @@ def test_nothing_of_a_message_is_in_a_snapshot() -> None:
 # Processes.
 
 
-def test_the_series_of_all_processes_stand_beside_each_other() -> None:
+def test_the_series_of_all_processes_are_shown_together() -> None:
     first, second = worked(), worked()
     second.chunk_completed([labelled("joy")] * 4, [None] * 4, NOW)
     statuses = [
@@ -474,7 +476,7 @@ def test_a_process_that_starts_again_counts_from_zero_in_the_same_series() -> No
     assert after.values("worker_messages_total", "process") == {("0",): 0}
 
 
-def test_health_is_told_also_of_a_process_without_metrics() -> None:
+def test_health_is_shown_also_of_a_process_without_metrics() -> None:
     alone = Exposition(
         Status(0, live=False, ready=False, problem="gone"), Status(1, live=True, ready=False)
     )
@@ -489,7 +491,7 @@ def test_without_processes_there_are_metrics_and_no_series() -> None:
     assert len(Exposition().families) == len(CATALOGUE)
 
 
-def test_the_model_and_the_start_of_a_process_are_told(
+def test_the_model_and_the_start_of_a_process_are_shown(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = {"name": "emotion", "digest": "0123456789abcdef"}
@@ -499,7 +501,7 @@ def test_the_model_and_the_start_of_a_process_are_told(
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_a_label_of_any_name_can_be_told(name: str) -> None:
+def test_a_label_of_any_name_can_be_shown(name: str) -> None:
     metrics = Metrics("emotion", "0123456789abcdef", LABELS)
     metrics.update(Counts(), State(lag={(name, 0): 1}))
     shown = exposition(metrics)

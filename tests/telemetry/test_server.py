@@ -1,4 +1,4 @@
-"""The server: metrics and health for whoever asks, and a worker that no client can hold up."""
+"""The server gives metrics and health to whoever asks, and no client can hold the worker up."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from worker.errors import ConfigurationError
 from worker.logs.logger import configure_logs
 from worker.telemetry import server
-from worker.telemetry.metrics import CATALOGUE, Metrics, Status
+from worker.telemetry.catalogue import CATALOGUE
+from worker.telemetry.metrics import Metrics, Status
 from worker.telemetry.server import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# Nothing here takes long: a test that waits this long has failed.
+# Nothing here takes long, so a test that waits for so many seconds has failed.
 PATIENCE = 30
 
 
@@ -85,7 +86,7 @@ def test_metrics_are_in_the_text_format_by_default(address: str) -> None:
 def test_metrics_are_in_openmetrics_for_those_who_ask(address: str) -> None:
     response, body = ask(address, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert response.headers["Content-Type"].startswith("application/openmetrics-text")
-    families = openmetrics_parser.text_string_to_metric_families(  # type: ignore[no-untyped-call]  # has no types
+    families = openmetrics_parser.text_string_to_metric_families(  # type: ignore[no-untyped-call]  # prometheus_client has no types here
         body.decode()
     )
     assert len(list(families)) == len(CATALOGUE)
@@ -270,7 +271,7 @@ def test_a_request_that_takes_long_is_cut_off(
 
 
 def test_an_answer_that_nobody_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    # More than the system's buffers take.
+    # This is more than the buffers of the system take.
     problem = "p" * 2**26
     asked, closed = threading.Event(), threading.Event()
     close = server._Server.shutdown_request

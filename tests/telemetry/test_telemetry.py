@@ -1,4 +1,4 @@
-"""Logs and progress: on standard error, for people on a terminal and for programs elsewhere."""
+"""Logs and progress go to standard error, for people on a terminal and for programs elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def output_of(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def on_a_terminal(code: str, **environment: str) -> str:
-    """Return what a program writes to standard error if that is a terminal."""
+    """Return what a program writes to standard error if standard error is a terminal."""
     terminal, its_end = os.openpty()
     termios.tcsetwinsize(its_end, (24, 120))
     process = subprocess.Popen(
@@ -84,7 +84,7 @@ def test_logs_on_a_terminal_are_json_lines_where_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "told"),
+    ("level", "logged"),
     [
         ("debug", ["debug", "info", "warning", "error"]),
         ("info", ["info", "warning", "error"]),
@@ -92,8 +92,8 @@ def test_logs_on_a_terminal_are_json_lines_where_asked_for() -> None:
         ("error", ["error"]),
     ],
 )
-def test_less_than_the_level_is_not_told(
-    capsys: pytest.CaptureFixture[str], level: str, told: list[str]
+def test_what_is_below_the_level_is_not_logged(
+    capsys: pytest.CaptureFixture[str], level: str, logged: list[str]
 ) -> None:
     configure_logs(level, "json")
     log.debug("a")
@@ -101,10 +101,10 @@ def test_less_than_the_level_is_not_told(
     log.warning("a")
     log.error("a")
     lines = capsys.readouterr().err.splitlines()
-    assert [json.loads(line)["level"] for line in lines] == told
+    assert [json.loads(line)["level"] for line in lines] == logged
 
 
-def test_configuring_twice_does_not_tell_twice(capsys: pytest.CaptureFixture[str]) -> None:
+def test_configuring_twice_does_not_log_twice(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs("info", "json")
     configure_logs("info", "json")
     log.info("a")
@@ -115,7 +115,7 @@ def test_a_program_that_imports_the_worker_keeps_its_own_log_set_up() -> None:
     output = output_of(
         "import logging, sys, structlog\n"
         "before = structlog.get_config()\n"
-        "import worker.classifier\n"
+        "import worker.inference.classifier\n"
         "from worker.logs.logger import log\n"
         "assert not logging.getLogger().handlers\n"
         "assert not logging.getLogger('worker').handlers\n"
@@ -134,7 +134,7 @@ def test_a_program_that_imports_the_worker_keeps_its_own_log_set_up() -> None:
 
 @pytest.fixture
 def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return what moves the clock on, which stands still otherwise."""
+    """Return a function that moves the clock on; by itself the clock does not move."""
     now = 100.0
 
     def pass_seconds(seconds: float) -> None:

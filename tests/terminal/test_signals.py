@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+from typing import Any
 
 import pytest
 
@@ -39,6 +41,41 @@ def test_an_error_gives_the_signals_back_too() -> None:
     with pytest.raises(ZeroDivisionError), StopSignal():
         _ = 1 / 0
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_signal_between_taking_one_over_and_the_other_is_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    install = signal.signal
+
+    def install_and_signal(number: int, handler: Any) -> Any:
+        replaced = install(number, handler)
+        monkeypatch.undo()
+        signal.raise_signal(number)
+        return replaced
+
+    monkeypatch.setattr(signal, "signal", install_and_signal)
+    with StopSignal() as stop:
+        assert stop.received == signal.SIGINT
+        assert [signal.getsignal(number) for number in SIGNALS] == [
+            signal.default_int_handler,
+            signal.SIG_DFL,
+        ]
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_request_from_another_thread_is_like_a_first_sigterm() -> None:
+    called = []
+    with StopSignal(lambda: called.append(threading.current_thread().name)) as stop:
+        threads = [threading.Thread(target=stop.request, name=name) for name in ("one", "two")]
+        for thread in threads:
+            thread.start()
+            thread.join()
+        assert stop.received == signal.SIGTERM
+        assert called == ["one"]
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == signal.SIGTERM
 
 
 def test_a_second_sigint_interrupts_at_once() -> None:

@@ -16,7 +16,7 @@ from worker.transports.base import ChunkAbandonedError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from worker.events.codec import Decoder
+    from worker.events.decoding import Decoder
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from tests.transports.contract import (
     value_of,
 )
 from tests.transports.memory import MemoryTopic, MemoryTransport
-from worker.events.codec import Fields, json_decoder
+from worker.events.decoding import Fields, json_decoder
 from worker.transports.base import ChunkAbandonedError
 
 if TYPE_CHECKING:

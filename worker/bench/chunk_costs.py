@@ -8,10 +8,11 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from kafka.consumer.fetcher import ConsumerRecord
-from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
+from kafka.record import MemoryRecords, MemoryRecordsBuilder
 
 from worker import pipeline
-from worker.events.codec import Fields, LabelEncoder, json_decoder
+from worker.events.decoding import Fields, json_decoder
+from worker.events.encoding import LabelEncoder
 from worker.events.records import DeadLetter, LabelledEvent
 from worker.inference.classifier import Classifier
 from worker.transports.kafka.batches import content_of, fill

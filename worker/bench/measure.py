@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from worker.bench.machine import machine
-from worker.bench.peak import peak_gops
-from worker.defaults import TOKEN_BUDGET
+from worker.defaults import CHUNK_RECORDS, TOKEN_BUDGET
 from worker.inference.classifier import Classifier
 from worker.inference.engine import Engine
 from worker.inference.tokens import TextTokenizer
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from worker.inference.artifact import Artifact
 
-CHUNK: Final = 2048
 _LENGTHS: Final = (4, 6, 8, 12, 16, 32, 64)
 _BATCHES: Final = (1, 4, 16)
 _ROUNDS: Final = 7
@@ -31,17 +29,17 @@ _ALONE: Final = 200
 
 
 class BatchSpeed(NamedTuple):
-    """Messages a second in batches of one shape, and the share of the int8 peak that is."""
+    """Messages a second in batches of one shape, and the int8 operations of that, 10^9 a second."""
 
     tokens: int
     batch: int
     messages_per_second: float
-    share_of_peak: float
+    gops: float
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What was measured; `peak_gops` is the fastest int8 product, 10^9 operations a second.
+    """What was measured, on one thread.
 
     Texts go through the classifier one by one, then in chunks of 2,048: with nothing remembered
     between two, with a memory that is empty at first, and with one that knows them all.
@@ -49,7 +47,6 @@ class Speed:
 
     machine: str
     model: str
-    peak_gops: float
     batches: Sequence[BatchSpeed]
     texts: int
     tokens_per_text: float
@@ -63,7 +60,6 @@ class Speed:
 
 def measure_speed(artifact: Artifact, texts: Sequence[str]) -> Speed:
     """Measure a model on texts, in their order."""
-    peak = peak_gops()
     forgetful, mindful = Classifier(artifact, memory_entries=0), Classifier(artifact)
     lengths = [len(ids) for ids, _ in TextTokenizer(artifact).encode(texts)]
     distinct = list(dict.fromkeys(texts))[:_ALONE]
@@ -74,8 +70,7 @@ def measure_speed(artifact: Artifact, texts: Sequence[str]) -> Speed:
     return Speed(
         machine=machine(),
         model=artifact.manifest.name,
-        peak_gops=peak,
-        batches=batch_speeds(artifact, texts, peak),
+        batches=batch_speeds(artifact, texts),
         texts=len(texts),
         tokens_per_text=statistics.mean(lengths),
         alone_p50_ms=statistics.median(alone),
@@ -87,11 +82,8 @@ def measure_speed(artifact: Artifact, texts: Sequence[str]) -> Speed:
     )
 
 
-def batch_speeds(artifact: Artifact, texts: Sequence[str], peak: float) -> list[BatchSpeed]:
-    """Return the speed of the engine for batches of many shapes, of the tokens of texts.
-
-    `peak` is what `peak_gops` gives.
-    """
+def batch_speeds(artifact: Artifact, texts: Sequence[str]) -> list[BatchSpeed]:
+    """Return the speed of the engine for batches of many shapes, of the tokens of texts."""
     engine = Engine(artifact)
     pool = np.concatenate([ids for ids, _ in TextTokenizer(artifact).encode(texts)])
     shape, limit = artifact.manifest.shape, artifact.manifest.max_tokens
@@ -102,14 +94,14 @@ def batch_speeds(artifact: Artifact, texts: Sequence[str], peak: float) -> list[
             times = [_seconds(partial(engine.run, ids)) for _ in range(_WARM_UP + _ROUNDS)]
             seconds = statistics.median(times[_WARM_UP:])
             work = 2 * sum(r * d * c for r, d, c in shape.products(batch, tokens))
-            speeds.append(BatchSpeed(tokens, batch, batch / seconds, work / seconds / peak / 1e9))
+            speeds.append(BatchSpeed(tokens, batch, batch / seconds, work / seconds / 1e9))
     return speeds
 
 
 def _per_second(classifier: Classifier, texts: Sequence[str]) -> float:
     def all_of_them() -> None:
-        for begin in range(0, len(texts), CHUNK):
-            classifier.classify(texts[begin : begin + CHUNK])
+        for begin in range(0, len(texts), CHUNK_RECORDS):
+            classifier.classify(texts[begin : begin + CHUNK_RECORDS])
 
     return len(texts) / _seconds(all_of_them)
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from worker.defaults import CHUNK_RECORDS
 from worker.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ _STEPS: Final = 1000
 _SETTLED: Final = 1e-6
 # Where it all but does not settle.
 _LEAST: Final = 0.01
-# The default of kafka.chunk_records.
-_LARGEST_CHUNK: Final = 2048
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def settled(costs: Costs, rate: float) -> float:
     """Return the seconds at which chunks of a process settle; infinite where it cannot keep up."""
     cycle = costs.seconds(1)
     for _ in range(_STEPS):
-        if rate * cycle > _LARGEST_CHUNK:
+        if rate * cycle > CHUNK_RECORDS:
             return math.inf
         following = costs.seconds(max(1.0, rate * cycle))
         if following - cycle < _SETTLED:
@@ -147,7 +146,7 @@ def simulated(costs: Costs, rate: float, seed: int = 1) -> tuple[NDArray[np.floa
     begin = 0
     while begin < _SIMULATED_MESSAGES:
         now = max(now, arrivals[begin])
-        end = min(int(arrivals.searchsorted(now, "right")), begin + _LARGEST_CHUNK)
+        end = min(int(arrivals.searchsorted(now, "right")), begin + CHUNK_RECORDS)
         near = spread[_nearest(sizes, end - begin)]
         work = costs.seconds(end - begin) - costs.round_trip
         work *= near[int(rng.random() * len(near))]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,7 @@ from worker.build.checkpoint import (
 from worker.build.emoji import add_emoji
 from worker.build.minilm import load_minilm
 from worker.build.thresholds import choose_thresholds
-from worker.errors import ConfigurationError, ExampleFileError, WorkerError
-from worker.evaluation.command import check_labels
-from worker.evaluation.examples import Example, ExampleFormat, read_examples
+from worker.errors import ConfigurationError, WorkerError
 from worker.evaluation.quality import measure
 from worker.inference.cpu import cpu_flags
 from worker.inference.decisions import Task, decide, scores_of
@@ -48,12 +46,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import DistilBertConfig, EvalPrediction
 
+    from worker.build.training import FinetuneOptions, TrainingData
+    from worker.evaluation.examples import Example
     from worker.inference.artifact import Quality
 
 _EVALUATIONS_AN_EPOCH = 2
 _WARM_UP = 0.06
 _BF16_DOT_PRODUCT = frozenset({"avx512_bf16", "amx_bf16"})
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -63,45 +62,19 @@ _SPECIAL_TOKENS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FinetuneOptions:
-    """What to train on, from where, and how.
-
-    `base` is `minilm`, a local checkpoint folder, or a hub id; `precision` is auto, fp32, bf16 or
-    fp16; `patience` counts evaluations (two an epoch) without a better macro F1.
-    """
-
-    train: Path
-    dev: Path
-    output: Path
-    form: ExampleFormat = field(default_factory=ExampleFormat)
-    base: str = "minilm"
-    task: Task | None = None
-    emoji: bool = True
-    epochs: float = 3
-    learning_rate: float = 1e-4
-    batch_size: int = 32
-    weight_decay: float = 0.01
-    max_tokens: int = 128
-    patience: int = 6
-    precision: str = "auto"
-    seed: int = 1
-
-
-def finetune(options: FinetuneOptions) -> Quality:
+def finetune(options: FinetuneOptions, data: TrainingData) -> Quality:
     """Train, choose thresholds on dev, and write the checkpoint; returns its quality on dev.
+
+    `data` is what `read_training_data` returned for these options.
 
     An unfinished run of the same options and data, in `OUTPUT.partial`, is continued.
 
     Raises:
-        ConfigurationError: the output exists, or an unfinished run of other options is in the way.
-        ExampleFileError: a file of labelled texts cannot be used.
+        ConfigurationError: an unfinished run of other options is in the way.
         WorkerError: the base cannot be had.
 
     """
-    _check(options)
     quiet_transformers()
-    data = _read_data(options)
     partial = _open_partial(options)
     set_seed(options.seed)
     model, tokenizer = _start(options, data)
@@ -113,42 +86,8 @@ def finetune(options: FinetuneOptions) -> Quality:
     return quality
 
 
-@dataclass(frozen=True, slots=True)
-class _Data:
-    task: Task
-    labels: list[str]
-    train: list[Example]
-    dev: list[Example]
-
-
-def _check(options: FinetuneOptions) -> None:
-    if options.output.exists():
-        raise ConfigurationError(f"{options.output} exists", "remove it, or name another -o")
-    for name in ("epochs", "learning_rate", "batch_size", "max_tokens", "patience"):
-        if getattr(options, name) <= 0:
-            raise ConfigurationError(f"{name} must be more than 0")
-    if options.precision not in PRECISIONS:
-        raise ConfigurationError(f"the precision must be one of {', '.join(PRECISIONS)}")
-
-
-def _read_data(options: FinetuneOptions) -> _Data:
-    train = read_examples(options.train, options.form)
-    dev = read_examples(options.dev, options.form)
-    labels = sorted({label for example in train for label in example.labels})
-    one_each = all(len(example.labels) == 1 for example in train)
-    task = options.task or (Task.ONE_OF if one_each else Task.SEVERAL)
-    if len(labels) < 2:  # noqa: PLR2004 - one label leaves nothing to decide
-        raise ExampleFileError(f"{options.train} holds fewer than two labels")
-    check_labels(options.dev, dev, labels)
-    if task is Task.ONE_OF and any(len(example.labels) != 1 for example in [*train, *dev]):
-        raise ExampleFileError(
-            "the task is one-of, but some texts have no label or several", "use --task several"
-        )
-    return _Data(task, labels, train, dev)
-
-
 def _start(
-    options: FinetuneOptions, data: _Data
+    options: FinetuneOptions, data: TrainingData
 ) -> tuple[DistilBertForSequenceClassification, Tokenizer]:
     """Load the base with a new head, and with tokens and rows for emoji where wanted."""
     head: dict[str, Any] = {
@@ -218,7 +157,7 @@ def _is_json(path: Path) -> bool:
 
 def _trainer(
     options: FinetuneOptions,
-    data: _Data,
+    data: TrainingData,
     model: DistilBertForSequenceClassification,
     tokenizer: Tokenizer,
     partial: Path,
@@ -286,7 +225,7 @@ def resolve_precision(wanted: str) -> str:
 
 
 def _dataset(
-    tokenizer: Tokenizer, max_tokens: int, data: _Data, examples: Sequence[Example]
+    tokenizer: Tokenizer, max_tokens: int, data: TrainingData, examples: Sequence[Example]
 ) -> Any:  # noqa: ANN401 - the Trainer takes any sequence, but is typed for torch's Dataset
     encodings = encode(tokenizer, [example.text for example in examples], max_tokens)
     return [
@@ -295,14 +234,14 @@ def _dataset(
     ]
 
 
-def _targets(data: _Data, examples: Sequence[Example]) -> list[Any]:
+def _targets(data: TrainingData, examples: Sequence[Example]) -> list[Any]:
     """Return what the loss wants: an index a text for one-of, else a 0 or 1 a label."""
     if data.task is Task.ONE_OF:
         return [data.labels.index(next(iter(example.labels))) for example in examples]
     return [[float(label in example.labels) for label in data.labels] for example in examples]
 
 
-def _truth(data: _Data, targets: object) -> NDArray[np.bool_]:
+def _truth(data: TrainingData, targets: object) -> NDArray[np.bool_]:
     """Return targets as booleans, shape [texts, labels]."""
     if data.task is Task.ONE_OF:
         truth: NDArray[np.bool_] = np.arange(len(data.labels)) == np.asarray(targets)[:, None]
@@ -310,7 +249,9 @@ def _truth(data: _Data, targets: object) -> NDArray[np.bool_]:
     return np.array(targets, dtype=np.bool_)
 
 
-def _thresholds(data: _Data, scores: NDArray[np.float32], truth: NDArray[np.bool_]) -> list[float]:
+def _thresholds(
+    data: TrainingData, scores: NDArray[np.float32], truth: NDArray[np.bool_]
+) -> list[float]:
     # For one-of the highest score wins; a threshold above zero is a user's wish, not a fit.
     if data.task is Task.ONE_OF:
         return [0.0] * scores.shape[1]
@@ -318,7 +259,7 @@ def _thresholds(data: _Data, scores: NDArray[np.float32], truth: NDArray[np.bool
 
 
 def _measure(
-    data: _Data,
+    data: TrainingData,
     scores: NDArray[np.float32],
     thresholds: Sequence[float],
     truth: NDArray[np.bool_],
@@ -330,7 +271,7 @@ def _measure(
 
 def _save(
     options: FinetuneOptions,
-    data: _Data,
+    data: TrainingData,
     model: DistilBertForSequenceClassification,
     tokenizer: Tokenizer,
     folder: Path,

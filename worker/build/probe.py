@@ -1,6 +1,6 @@
-"""Models of one int8 product: whether this CPU's clip, and how fast they are.
+"""A model of one int8 product, which tells whether such products clip on this CPU.
 
-`python -m worker.build.probe` writes them; tests hold the files to this code.
+`python -m worker.build.probe` writes it; a test holds the file to this code.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from worker.bench.peak import PEAK_FILE, PEAK_SHAPE
 from worker.build.graph import serialize
 from worker.inference.engine import PROBE_FILE, PROBE_SHAPE
 
@@ -41,34 +40,5 @@ def saturation_probe() -> bytes:
     return serialize(graph)
 
 
-def peak_probe() -> bytes:
-    """Return a model that multiplies u8 rows with weights that are all the same.
-
-    onnxruntime makes the weights when it loads the model, and packs them as it does a model's own.
-    """
-    constants: dict[str, NDArray[Any]] = {
-        "shape": np.array(PEAK_SHAPE, dtype=np.int64),
-        "one": np.array(1, dtype=np.float32),
-        "from": np.zeros(2, dtype=np.int64),
-        "to": np.ones(2, dtype=np.int64),
-    }
-    weight = helper.make_tensor("value", TensorProto.INT8, [1], [1])
-    product = ["activations", "weight", "one", "one"]
-    nodes = [
-        helper.make_node("ConstantOfShape", ["shape"], ["weight"], value=weight),
-        helper.make_node("MatMulIntegerToFloat", product, ["product"], domain="com.microsoft"),
-        helper.make_node("Slice", ["product", "from", "to"], ["kept"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "peak-probe",
-        [helper.make_tensor_value_info("activations", TensorProto.UINT8, ["rows", PEAK_SHAPE[0]])],
-        [helper.make_tensor_value_info("kept", TensorProto.FLOAT, [1, 1])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    return serialize(graph)
-
-
 if __name__ == "__main__":
     PROBE_FILE.write_bytes(saturation_probe())
-    PEAK_FILE.write_bytes(peak_probe())

@@ -1,1 +1,1 @@
-"""`worker check`: whether `worker run` can work here, and what it could lose."""
+"""`worker check`: finds out whether `worker run` can work here, and what it could lose."""

@@ -1,8 +1,8 @@
-"""Whether brokers can be reached, and take our credentials.
+"""Finds out whether brokers can be reached, and whether they take our credentials.
 
-kafka-python only says that brokers do not answer, be it that a name is wrong, a certificate is not
-trusted or a password is refused. So each broker is visited: as any program would, then as a client
-of Kafka does.
+kafka-python says only that brokers do not answer, whether a name is wrong, a certificate is not
+trusted or a password is refused. So each broker is visited twice: first by a plain connection, with
+TLS if that is set, then as a client of Kafka.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kafka import errors as kafka_errors
-from kafka.cluster import collect_hosts
-from kafka.net.manager import KafkaConnectionManager
-from kafka.net.selector import NetworkSelector
-from kafka.protocol.metadata import MetadataRequest
 
+from worker.addresses import address_of
 from worker.check.findings import Finding, Level
+from worker.terminal.sentences import counted
+from worker.transports.kafka.client_internals import ask_for_brokers, host_and_port_of_broker
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -30,37 +29,41 @@ _VISITS_AT_ONCE: Final = 16
 BROKERS: Final = "brokers"
 CREDENTIALS: Final = "credentials"
 _TIMEOUTS: Final = (kafka_errors.KafkaTimeoutError, kafka_errors.RequestTimedOutError)
-# OpenSSL's numbers for what is wrong with a certificate.
+# The numbers that OpenSSL has for what is wrong with a certificate.
 _NOT_VALID_NOW: Final = {9, 10}
 _OTHER_NAME: Final = {62, 64}
 
 
 @dataclass(frozen=True, slots=True)
 class _Visit:
-    """What came of connecting to a broker: a problem, or the brokers that it names."""
+    """What came of connecting to a broker: a problem, or the brokers of its cluster.
+
+    `problem` is about the broker itself or about our credentials, as `about` says.
+    """
 
     address: str
     problem: str = ""
     about: str = BROKERS
-    named: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
 
 
 def brokers(kafka: KafkaSettings, options: dict[str, Any]) -> Generator[Finding, None, bool]:
-    """Visit every broker; returns whether any has let us in."""
+    """Visit every broker of the settings and of the cluster; returns whether one has let us in."""
     first = _visit_all(kafka.brokers, options, kafka.request_timeout_seconds)
-    named = sorted({name for visit in first for name in visit.named} - set(kafka.brokers))
-    visits = first + _visit_all(named, options, kafka.request_timeout_seconds)
+    others = sorted({name for visit in first for name in visit.members} - set(kafka.brokers))
+    visits = first + _visit_all(others, options, kafka.request_timeout_seconds)
     away = {visit.address for visit in visits if visit.problem and visit.about == BROKERS}
-    members = {name for visit in visits for name in visit.named}
+    members = {name for visit in visits for name in visit.members}
     reached = sorted((members or set(kafka.brokers)) - away)
     if reached:
-        yield Finding(Level.OK, BROKERS, f"{len(reached)} reachable ({', '.join(reached)})")
+        number = counted(len(reached), "broker")
+        yield Finding(Level.OK, BROKERS, f"{number} can be reached ({', '.join(reached)})")
     for visit in visits:
         if visit.problem and visit.about == BROKERS:
-            # One that only helps to find the others may be away, as long as another is there.
+            # An address that only helps to find the cluster may be away while another helps.
             level = Level.FAIL if visit.address in members or not reached else Level.WARN
-            where = " (so named by the brokers: see advertised.listeners)"
-            address = visit.address + where * (visit.address in named)
+            source = " (an address that the brokers give out: see advertised.listeners)"
+            address = visit.address + source * (visit.address in others)
             yield Finding(level, BROKERS, f"{address} {visit.problem}")
     refusals = {visit.problem for visit in visits if visit.problem and visit.about == CREDENTIALS}
     for problem in sorted(refusals):
@@ -71,11 +74,11 @@ def brokers(kafka: KafkaSettings, options: dict[str, Any]) -> Generator[Finding,
 
 
 def credentials(kafka: KafkaSettings) -> Finding:
-    """Tell how we have logged in."""
+    """Say how we have logged in, and warn where the password was sent in clear."""
     how = "with TLS" if kafka.tls.enabled else "without TLS"
     if kafka.sasl.mechanism == "none":
-        who = "our certificate is taken" if kafka.tls.certificate else "none are asked for"
-        return Finding(Level.OK, CREDENTIALS, f"{who}, {how}")
+        who = "take our certificate" if kafka.tls.certificate else "ask for none"
+        return Finding(Level.OK, CREDENTIALS, f"the brokers {who}, {how}")
     login = f"{kafka.sasl.username} may log in by {kafka.sasl.mechanism}, {how}"
     if kafka.sasl.mechanism == "plain" and not kafka.tls.enabled:
         advice = "the password is sent in clear; set kafka.tls.enabled, or log in by scram"
@@ -90,16 +93,16 @@ def _visit_all(addresses: Sequence[str], options: dict[str, Any], seconds: float
 
 def _visit(address: str, options: dict[str, Any], seconds: float) -> _Visit:
     try:
-        ((host, port, _),) = collect_hosts([address])
-        _connect(host, port, options.get("ssl_context"), seconds)
+        _connect(*host_and_port_of_broker(address), options.get("ssl_context"), seconds)
     except (OSError, ValueError) as error:
         return _Visit(address, connection_problem(error, seconds))
     try:
-        return _Visit(address, named=_ask_for_brokers(address, options, seconds))
+        members = ask_for_brokers(address, options, seconds)
     except _TIMEOUTS as error:
         return _Visit(address, connection_problem(error, seconds))
     except kafka_errors.KafkaError as error:
         return _Visit(address, refusal(error, options), CREDENTIALS)
+    return _Visit(address, members=tuple(address_of(*member) for member in members))
 
 
 def _connect(host: str, port: int, context: ssl.SSLContext | None, seconds: float) -> None:
@@ -113,18 +116,18 @@ def _connect(host: str, port: int, context: ssl.SSLContext | None, seconds: floa
 
 
 def connection_problem(error: Exception, seconds: float) -> str:
-    """Say why a broker cannot be reached."""
+    """Say why a broker cannot be reached: the rest of a sentence that begins with its address."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _certificate_problem(error)
     if isinstance(error, (TimeoutError, *_TIMEOUTS)):
         return f"does not answer within {seconds:g} seconds"
     if isinstance(error, socket.gaierror):
-        return "is no name that is known here"
+        return "has a name that cannot be resolved here"
     if isinstance(error, ssl.SSLError):
-        return "breaks off the TLS handshake: is kafka.tls.enabled right?"
+        return "ends the TLS handshake; see whether kafka.tls.enabled is right"
     if isinstance(error, OSError):
-        return f"cannot be reached: {error.strerror or 'it hangs up'}"
-    return "is not host:port"
+        return f"cannot be reached: {error.strerror or 'it closes the connection'}"
+    return "is not of the form host:port"
 
 
 def _certificate_problem(error: ssl.SSLCertVerificationError) -> str:
@@ -135,45 +138,8 @@ def _certificate_problem(error: ssl.SSLCertVerificationError) -> str:
     return "has a certificate that is not trusted here; see kafka.tls.ca"
 
 
-def _ask_for_brokers(address: str, options: dict[str, Any], seconds: float) -> tuple[str, ...]:
-    """Log in to a broker, and return the addresses of the brokers that it names.
-
-    Raises:
-        KafkaError: it does not answer, or refuses.
-
-    """
-    options = options | {"bootstrap_servers": [address]}
-    net = NetworkSelector(**options)
-    manager = KafkaConnectionManager(net, **options)
-
-    async def ask() -> tuple[str, ...]:
-        (broker,) = manager.cluster.bootstrap_brokers()
-        connection = manager.get_connection(broker.node_id, timeout_ms=int(seconds * 1000))
-        try:
-            await connection
-        except kafka_errors.KafkaConnectionError:
-            # One that hangs up at the first request has not even heard of the login.
-            if connection.broker_version_data is None:
-                raise kafka_errors.KafkaProtocolError from None
-            raise
-        answer = await connection.send_request(MetadataRequest(topics=[]))
-        return tuple(_address(broker.host, broker.port) for broker in answer.brokers)
-
-    net.start()
-    try:
-        addresses: tuple[str, ...] = manager.run(ask)
-        return addresses
-    finally:
-        manager.close()
-        net.close()
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def refusal(error: kafka_errors.KafkaError, options: dict[str, Any]) -> str:
-    """Say why brokers that can be reached do not let us in."""
+    """Say in a sentence why brokers that can be reached do not let us in."""
     if isinstance(error, kafka_errors.UnsupportedSaslMechanismError):
         return "the brokers do not offer this login; see kafka.sasl.mechanism"
     if isinstance(error, kafka_errors.IllegalSaslStateError):

@@ -1,6 +1,6 @@
-"""`worker check`: all that `worker run` needs is looked at, and told a line each.
+"""`worker check`: looks at everything that `worker run` needs, and prints a line for each finding.
 
-Nothing is changed in Kafka: no record is sent, and the group is not joined.
+It changes nothing in Kafka: it sends no record, and it does not join the group.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 def check(settings: Settings) -> int:
-    """Print a line for each finding; returns the exit code, 1 where something failed.
+    """Print a line for each finding; returns the exit code, which is 1 where something failed.
 
     Raises:
-        ConfigurationError: settings that do not fit each other.
+        ConfigurationError: the settings contradict each other.
 
     """
     fields_of(settings.input)
@@ -48,7 +48,8 @@ def _findings(settings: Settings) -> Iterator[Finding]:
 
 
 def _kafka(settings: Settings) -> Iterator[Finding]:
-    rest = Finding(Level.SKIP, "topics, rights", "not looked at: that needs brokers that answer")
+    problem = "they were not looked at: that needs a broker that lets the worker in"
+    rest = Finding(Level.SKIP, "topics, rights", problem)
     try:
         options = client_options(settings.kafka)
     except ConfigurationError as error:
@@ -61,15 +62,15 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
     try:
         yield from _cluster(settings)
     except kafka_errors.KafkaError as error:
-        problem = f"{sentence(error)}; what is left was not looked at: try again"
+        problem = f"{sentence(error)}; the rest of Kafka was not looked at: try again"
         yield Finding(Level.FAIL, BROKERS, problem)
 
 
 def _cluster(settings: Settings) -> Iterator[Finding]:
-    """Look at what the brokers know.
+    """Look at topics, group, producer and time limits, which brokers are asked for.
 
     Raises:
-        KafkaError: they do not answer.
+        KafkaError: the brokers do not answer.
 
     """
     admin = new_admin(settings.kafka)
@@ -79,7 +80,7 @@ def _cluster(settings: Settings) -> Iterator[Finding]:
         yield from group(queries, settings.kafka, topics)
         yield from producer(queries, settings.kafka)
         yield from time_limits(queries, settings.kafka)
-        # Last, because the first question to a coordinator makes its topic.
+        # These come last, because the first question to a coordinator creates its topic.
         yield from internal_topics(queries, settings.kafka)
     finally:
         admin.close()

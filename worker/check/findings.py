@@ -1,4 +1,4 @@
-"""What there is to tell: a line each."""
+"""Findings of `worker check`: a line each, with a level, a subject and a sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """What a finding means: fine, at risk, `worker run` would not work, or not looked at."""
+    """How bad a finding is.
+
+    OK: all is well. WARN: `worker run` works, but something is at risk or wasted. FAIL: `worker run`
+    would not work. SKIP: this could not be looked at.
+    """
 
     OK = "ok"
     WARN = "warn"
@@ -17,12 +21,12 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What there is to tell, what it is about, and how bad it is."""
+    """A sentence about a subject, and how bad it is."""
 
     level: Level
     about: str
     text: str
 
     def __str__(self) -> str:
-        """Return the line."""
+        """Return the line that is printed."""
         return f"{self.level:<4}  {self.about}: {self.text}"

@@ -1,4 +1,4 @@
-"""What is on this machine: the model, the cache folder, the CPU."""
+"""Looks at what is on this machine: the model, the cache folder, the CPU."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from worker.inference.cache import DiskCache, tokens_key
 from worker.inference.classifier import Classifier
 from worker.inference.cpu import cpu_flags
 from worker.inference.engine import int8_products_saturate
+from worker.terminal.sentences import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
     from worker.settings.schema import Settings
 
-# Flags of CPUs that decide how fast int8 numbers are multiplied.
+# The flags of a CPU that decide how fast it multiplies int8 numbers.
 _INT8_FLAGS: Final = frozenset(
     {"amx_int8", "asimddp", "avx2", "avx512_vnni", "avx_vnni", "i8mm", "sve"}
 )
 
 
 def model(settings: Settings) -> Iterator[Finding]:
-    """Load the model, and score a text."""
+    """Load the model, and score a text with it."""
     about = "model"
     try:
         artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
@@ -37,52 +38,52 @@ def model(settings: Settings) -> Iterator[Finding]:
         yield Finding(Level.FAIL, about, str(error))
         return
     name = f"{artifact.manifest.name} ({artifact.digest}) in {artifact.folder}"
-    yield Finding(Level.OK, about, f"{name}: its checksums fit, and it scores a text")
+    yield Finding(Level.OK, about, f"{name} has the right checksums, and scores a text")
 
 
 def cache(settings: Settings) -> Iterator[Finding]:
-    """Write to the disk cache as the worker does; without one, labels only take longer."""
+    """Write to the disk cache as the worker does; without it, labels only take longer."""
     about = "cache folder"
     folder = settings.cache_directory
     if folder is None:
-        yield Finding(Level.SKIP, about, "there is none: nothing is remembered on disk")
+        yield Finding(Level.SKIP, about, "it is off, so no scores are remembered on disk")
         return
     disk = DiskCache(folder, settings.cache.disk_bytes)
-    # One entry, the same each time.
+    # The entry is the same each time, so that checks do not fill the cache.
     disk.put_many({tokens_key(b"worker check", ()): b""})
     disk.close()
     if disk.writes_skipped:
-        text = f"{folder} {_cache_problem(folder)}; until then, answers are not remembered on disk"
+        text = f"{folder} {_cache_problem(folder)}; until then, no scores are remembered on disk"
         yield Finding(Level.WARN, about, text)
     else:
-        yield Finding(Level.OK, about, f"{folder} can be written, and is for its owner only")
+        yield Finding(Level.OK, about, f"{folder} can be written, and only its owner can read it")
 
 
 def _cache_problem(folder: Path) -> str:
     try:
         status = folder.stat()
     except OSError as error:
-        return f"cannot be made ({error.strerror}); name another, or make it"
+        return f"cannot be created ({error.strerror}); name another, or create it"
     if not stat.S_ISDIR(status.st_mode):
         return "is not a folder; name another (cache.directory)"
     if status.st_uid != os.getuid():
         return "belongs to another user; name another, or change its owner"
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         return "is open to other users; set its mode to 700, or name another"
-    return "cannot be written; see its rights, its space and whether cache.db in it is damaged"
+    return "cannot be written; see its rights, its space, and whether cache.db in it is damaged"
 
 
 def cpu(settings: Settings) -> Iterator[Finding]:
-    """Tell what the CPU offers, and what the engine does with it."""
+    """Say what the CPU offers, and which way of multiplying the engine uses."""
     offers = ", ".join(sorted(cpu_flags() & _INT8_FLAGS)) or "nothing for int8"
     path = (
-        "u8 x u8, which takes longer, since u8 x s8 would clip here"
+        "u8 by u8, which takes longer, because u8 by s8 would clip here"
         if int8_products_saturate()
-        else "u8 x s8, the fast way"
+        else "u8 by s8, which is the fast way"
     )
     text = f"{platform.machine()} offers {offers}; the engine multiplies {path}"
     yield Finding(Level.OK, "cpu", text)
     cores = len(os.sched_getaffinity(0))
     if settings.run.processes > cores:
-        problem = f"{settings.run.processes}, and {cores} cores for them"
+        problem = f"{settings.run.processes} processes would share {counted(cores, 'core')}"
         yield Finding(Level.WARN, "run.processes", f"{problem}; set it to {cores}")

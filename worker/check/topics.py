@@ -1,4 +1,4 @@
-"""Topics: whether they are there, what we may do, and what the loss of a broker would cost."""
+"""Looks at topics: whether they exist, what we may do, and what the loss of a broker would cost."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from kafka import errors as kafka_errors
 
 from worker.check.findings import Finding, Level
-from worker.events.records import ErrorKind
-from worker.transports.kafka import records
+from worker.terminal.sentences import counted
+from worker.transports.kafka.sizes import MAX_MESSAGE_BYTES, dead_letter_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 GROUPS_TOPIC: Final = "__consumer_offsets"
 TRANSACTIONS_TOPIC: Final = "__transaction_state"
-MAX_MESSAGE_BYTES: Final = "max.message.bytes"
 _CONFIGS: Final = [
     "cleanup.policy",
     MAX_MESSAGE_BYTES,
@@ -33,29 +32,22 @@ _CONFIGS: Final = [
     "retention.ms",
     "unclean.leader.election.enable",
 ]
-# Reasons of dead letters are sentences of ours with at most the name of a field.
-_REASON_BYTES: Final = 200
-# What lengths and counts may grow by, and what the client's own estimate is too high by.
-_LENGTHS_BYTES: Final = 32
-_HEADER_LENGTHS_BYTES: Final = 4
-_HIGHEST_PARTITION: Final = 2**31 - 1
-_HIGHEST: Final = 2**63 - 1
-_TOLD_NUMBERS: Final = 5
+_LISTED_PARTITIONS: Final = 5
 
 
 class Role(StrEnum):
-    """What a topic holds."""
+    """What a topic is for; the value says what it holds, as part of a sentence."""
 
     INPUT = "events that are not labelled yet"
     OUTPUT = "acknowledged labels"
     DEAD_LETTERS = "acknowledged dead letters"
-    POSITIONS = "positions of groups"
+    OFFSETS = "committed offsets of groups"
     TRANSACTIONS = "the state of transactions"
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic as the brokers describe it; without configs where these may not be read."""
+    """A topic as the brokers describe it; `configs` is empty where they may not be read."""
 
     role: Role
     name: str
@@ -64,47 +56,47 @@ class Topic:
 
     @property
     def error(self) -> type[kafka_errors.KafkaError]:
-        """Return the error with which the brokers describe it."""
+        """Return the error in the description; `NoError` where there is none."""
         error: type[kafka_errors.KafkaError] = kafka_errors.for_code(self.description["error_code"])
         return error
 
     @property
-    def there(self) -> bool:
-        """Return whether it is described at all."""
+    def visible(self) -> bool:
+        """Return whether the topic exists and may be seen."""
         return self.error is kafka_errors.NoError
 
     @property
     def partitions(self) -> Sequence[Description]:
-        """Return its partitions, as they are described."""
+        """Return the descriptions of its partitions."""
         partitions: Sequence[Description] = self.description["partitions"]
         return partitions
 
     @property
     def replicas(self) -> int:
-        """Return how many brokers hold each record, at least."""
+        """Return the smallest number of brokers that hold a record."""
         return min(len(partition["replica_nodes"]) for partition in self.partitions)
 
     @property
     def rights(self) -> Sequence[str] | None:
-        """Return what we may do; None where the brokers do not tell."""
+        """Return what the worker may do; None where the brokers do not say."""
         rights: Sequence[str] | None = self.description["authorized_operations"]
         return rights
 
     @property
     def needed_right(self) -> str:
-        """Return what the worker must be allowed."""
+        """Return the right that the worker needs."""
         return "READ" if self.role is Role.INPUT else "WRITE"
 
     @property
-    def kept_ms(self) -> float:
-        """Return for how long records are kept."""
-        kept = self.number("retention.ms")
-        if kept is None or kept < 0 or "delete" not in self.configs["cleanup.policy"]:
+    def retention_ms(self) -> float:
+        """Return for how long records are kept; infinite where time deletes none."""
+        retention = self.number("retention.ms")
+        if retention is None or retention < 0 or "delete" not in self.configs["cleanup.policy"]:
             return math.inf
-        return kept
+        return retention
 
     def number(self, config: str) -> int | None:
-        """Return a config that is a number; None where it may not be read."""
+        """Return the value of a config that is a number; None where it may not be read."""
         return int(self.configs[config]) if config in self.configs else None
 
     def finding(self, level: Level, text: str) -> Finding:
@@ -115,7 +107,7 @@ class Topic:
 def own_topics(
     queries: BrokerQueries, settings: Settings
 ) -> Generator[Finding, None, Sequence[Topic]]:
-    """Look at the topics of the worker; returns them.
+    """Look at the topics that the worker reads and writes, and return them.
 
     Raises:
         KafkaError: the brokers do not answer.
@@ -139,12 +131,12 @@ def internal_topics(queries: BrokerQueries, kafka: KafkaSettings) -> Iterator[Fi
         KafkaError: the brokers do not answer.
 
     """
-    roles = {GROUPS_TOPIC: Role.POSITIONS}
+    roles = {GROUPS_TOPIC: Role.OFFSETS}
     if kafka.guarantee == "exactly-once":
         roles[TRANSACTIONS_TOPIC] = Role.TRANSACTIONS
     for topic in _describe(queries, roles):
-        if not topic.there:
-            yield topic.finding(Level.SKIP, "its replication may not be seen")
+        if not topic.visible:
+            yield topic.finding(Level.SKIP, "the worker may not see its replication")
             continue
         yield topic.finding(Level.OK, _facts(topic))
         yield from _availability(topic)
@@ -155,7 +147,7 @@ def _describe(queries: BrokerQueries, roles: Mapping[str, Role]) -> list[Topic]:
     def has_leaders(topics: Sequence[Description]) -> bool:
         return all(p["leader_id"] >= 0 for topic in topics for p in topic["partitions"])
 
-    # One that was just made has leaders in a moment.
+    # A topic that was just created has leaders in a moment.
     described = queries.ask(lambda: queries.admin.describe_topics(list(roles)), has_leaders)
     descriptions = {description["name"]: description for description in described}
     configs = queries.configs("TOPIC", list(roles), _CONFIGS)
@@ -163,12 +155,12 @@ def _describe(queries: BrokerQueries, roles: Mapping[str, Role]) -> list[Topic]:
 
 
 def _own_topic(topic: Topic, inputs: Sequence[Topic], settings: Settings) -> Iterator[Finding]:
-    if not topic.there:
+    if not topic.visible:
         yield topic.finding(Level.FAIL, _absence(topic, inputs, settings))
         return
     facts = _facts(topic)
     if topic.rights is not None and topic.needed_right in topic.rights:
-        facts += ", may be read" if topic.role is Role.INPUT else ", may be written"
+        facts += f"; the worker may {_verb(topic)} it"
     yield topic.finding(Level.OK, facts)
     yield from _rights(topic)
     yield from _availability(topic)
@@ -181,33 +173,38 @@ def _own_topic(topic: Topic, inputs: Sequence[Topic], settings: Settings) -> Ite
     if topic.role is not Role.INPUT:
         yield from _compaction(topic, settings.kafka)
     if not topic.configs:
-        advice = "allow DESCRIBE_CONFIGS on it, to have min.insync.replicas and sizes looked at"
-        yield topic.finding(Level.SKIP, f"its settings may not be read; {advice}")
+        advice = "allow DESCRIBE_CONFIGS on it to have min.insync.replicas and sizes looked at"
+        yield topic.finding(Level.SKIP, f"the worker may not read its settings; {advice}")
 
 
 def _facts(topic: Topic) -> str:
-    facts = [f"{len(topic.partitions)} partitions", f"replication {topic.replicas}"]
-    told = [key for key in ("min.insync.replicas", MAX_MESSAGE_BYTES) if key in topic.configs]
-    return ", ".join([*facts, *(f"{key} {topic.configs[key]}" for key in told)])
+    facts = f"it has {counted(len(topic.partitions), 'partition')} and replication {topic.replicas}"
+    known = [key for key in ("min.insync.replicas", MAX_MESSAGE_BYTES) if key in topic.configs]
+    return "; ".join([facts, *(f"{key} is {topic.configs[key]}" for key in known)])
+
+
+def _verb(topic: Topic) -> str:
+    return "read" if topic.role is Role.INPUT else "write"
 
 
 def _absence(topic: Topic, inputs: Sequence[Topic], settings: Settings) -> str:
     if topic.error is kafka_errors.TopicAuthorizationFailedError:
-        return f"may not be seen, if it exists; allow {topic.needed_right} on it"
+        right = topic.needed_right
+        return f"the worker may not see whether it exists; allow {right} on it"
     if topic.error is kafka_errors.InvalidTopicError:
-        return "is no name that a topic can have"
+        return "no topic can have this name"
     if topic.error is not kafka_errors.UnknownTopicOrPartitionError:
-        return f"cannot be described ({topic.error.__name__}); try again"
+        return f"the brokers cannot describe it ({topic.error.__name__}); try again"
     partitions = max([settings.run.processes, *(len(other.partitions) for other in inputs)])
-    return f"does not exist; create it with: worker create-topics --partitions {partitions}"
+    return f"it does not exist; create it with: worker create-topics --partitions {partitions}"
 
 
 def _rights(topic: Topic) -> Iterator[Finding]:
     if topic.rights is None:
-        yield topic.finding(Level.SKIP, "the brokers do not tell what we may do")
+        yield topic.finding(Level.SKIP, "the brokers do not say what the worker may do")
     elif topic.needed_right not in topic.rights:
-        what = "read" if topic.role is Role.INPUT else "written"
-        yield topic.finding(Level.FAIL, f"may not be {what}; allow {topic.needed_right} on it")
+        problem = f"the worker may not {_verb(topic)} it"
+        yield topic.finding(Level.FAIL, f"{problem}; allow {topic.needed_right} on it")
 
 
 def _availability(topic: Topic) -> Iterator[Finding]:
@@ -222,47 +219,50 @@ def _availability(topic: Topic) -> Iterator[Finding]:
         elif in_sync < len(partition["replica_nodes"]):
             behind.append(number)
     if without:
-        problem = f"no leader for {_numbers(without)}; start the brokers that hold them"
-        yield topic.finding(Level.FAIL, problem)
+        problem = f"there is no leader for {_listed(without)}"
+        yield topic.finding(Level.FAIL, f"{problem}; start the brokers that hold its replicas")
     if too_few:
         level = Level.WARN if topic.role is Role.INPUT else Level.FAIL
-        problem = f"fewer replicas in sync than min.insync.replicas ({least}) for"
-        advice = "nothing is written there; see whether brokers are down"
-        yield topic.finding(level, f"{problem} {_numbers(too_few)}: {advice}")
+        problem = f"fewer replicas than min.insync.replicas ({least}) are in sync for"
+        advice = "so nothing can be written there; see whether brokers are down"
+        yield topic.finding(level, f"{problem} {_listed(too_few)}, {advice}")
     if behind:
-        problem = f"not all replicas are in sync for {_numbers(behind)}"
+        problem = f"not all replicas are in sync for {_listed(behind)}"
         yield topic.finding(Level.WARN, f"{problem}; see whether brokers are down")
 
 
-def _numbers(partitions: list[int]) -> str:
-    told = ", ".join(str(number) for number in sorted(partitions)[:_TOLD_NUMBERS])
-    more = len(partitions) - _TOLD_NUMBERS
-    return f"partitions {told}" + (f" and {more} more" if more > 0 else "")
+def _listed(partitions: list[int]) -> str:
+    noun = "partition" if len(partitions) == 1 else "partitions"
+    first = ", ".join(str(number) for number in sorted(partitions)[:_LISTED_PARTITIONS])
+    more = len(partitions) - _LISTED_PARTITIONS
+    return f"{noun} {first}" + (f" and {more} more" if more > 0 else "")
 
 
 def _durability(topic: Topic) -> Iterator[Finding]:
     replicas, least = topic.replicas, topic.number("min.insync.replicas")
     if replicas == 1:
-        problem = f"replication 1: the loss of one broker loses {topic.role}"
-        yield topic.finding(Level.WARN, f"{problem}; have 3")
+        problem = f"its replication is 1, so the loss of one broker loses {topic.role}"
+        yield topic.finding(Level.WARN, f"{problem}; raise it to 3")
         return
     if least == 1:
-        problem = f"min.insync.replicas 1: the loss of one broker can lose {topic.role}"
-        yield topic.finding(Level.WARN, f"{problem}; have 2, and replication 3")
+        problem = f"min.insync.replicas is 1, so the loss of one broker can lose {topic.role}"
+        yield topic.finding(Level.WARN, f"{problem}; set it to 2, and the replication to 3")
     elif least is not None and least >= replicas:
-        problem = f"min.insync.replicas {least}, and replication {replicas}: the loss of one broker"
-        yield topic.finding(Level.WARN, f"{problem} stops writing; have replication {least + 1}")
+        problem = f"min.insync.replicas is {least} and the replication is {replicas}"
+        risk = f"so the loss of one broker stops writing; raise the replication to {least + 1}"
+        yield topic.finding(Level.WARN, f"{problem}, {risk}")
     if topic.configs.get("unclean.leader.election.enable") == "true":
-        problem = f"unclean.leader.election.enable: the loss of one broker can lose {topic.role}"
-        yield topic.finding(Level.WARN, f"{problem}; set it to false")
+        problem = "unclean.leader.election.enable is true"
+        risk = f"so the loss of one broker can lose {topic.role}"
+        yield topic.finding(Level.WARN, f"{problem}, {risk}; set it to false")
 
 
 def _room_for_labels(topic: Topic, inputs: Sequence[Topic]) -> Iterator[Finding]:
-    event, most = _largest_event(inputs), topic.number(MAX_MESSAGE_BYTES)
-    if most is not None and most < event:
-        problem = f"max.message.bytes {most}, and {event} for events: the label of a large one,"
-        advice = "with its key, headers and kept fields, may become a dead letter"
-        yield topic.finding(Level.WARN, f"{problem} {advice}; set it to {event}")
+    event, limit = _largest_event(inputs), topic.number(MAX_MESSAGE_BYTES)
+    if limit is not None and limit < event:
+        problem = f"max.message.bytes is {limit}, but {event} for events"
+        risk = "so a large event, whose label has its key, headers and kept fields, may become a"
+        yield topic.finding(Level.WARN, f"{problem}, {risk} dead letter; set it to {event}")
 
 
 def _room_for_dead_letters(
@@ -270,8 +270,8 @@ def _room_for_dead_letters(
 ) -> Iterator[Finding]:
     """Compare sizes: where a dead letter is refused, the worker cannot go on.
 
-    A compressed batch may hold an event that is larger than its topic's limit; that is not to be
-    seen from here.
+    A compressed record batch may hold an event that is larger than the limit of its topic, which
+    cannot be seen from here.
     """
     event = _largest_event(inputs)
     if not event:
@@ -281,65 +281,49 @@ def _room_for_dead_letters(
         MAX_MESSAGE_BYTES: topic.number(MAX_MESSAGE_BYTES),
         "kafka.max_message_bytes": kafka.max_message_bytes,
     }
-    for name, most in limits.items():
-        if most is not None and most < needed:
-            level = Level.FAIL if most < event else Level.WARN
+    for name, limit in limits.items():
+        if limit is not None and limit < needed:
+            level = Level.FAIL if limit < event else Level.WARN
             problem = (
-                f"{name} {most}: the dead letter of an event of {event} bytes does not fit, and"
+                f"{name} is {limit}: the dead letter of an event of {event} bytes does not fit"
             )
-            yield topic.finding(level, f"{problem} the worker would wait at it; set it to {needed}")
+            risk = "so the worker would not get past such an event"
+            yield topic.finding(level, f"{problem}, {risk}; set it to {needed}")
 
 
 def _largest_event(inputs: Sequence[Topic]) -> int:
     return max((topic.number(MAX_MESSAGE_BYTES) or 0 for topic in inputs), default=0)
 
 
-def dead_letter_bytes(event: int, kafka: KafkaSettings) -> int:
-    """Return what the dead letter of an event has at most: the event, and headers of ours."""
-    headers = {
-        records.TOPIC: max(kafka.input_topics, key=len),
-        records.PARTITION: str(_HIGHEST_PARTITION),
-        records.OFFSET: str(_HIGHEST),
-        records.TIMESTAMP: str(_HIGHEST),
-        records.KIND: max(ErrorKind, key=len),
-        records.REASON: " " * _REASON_BYTES,
-        records.NULLS: '["value"]',
-    }
-    return (
-        event
-        + _LENGTHS_BYTES
-        + sum(len(name) + len(value) + _HEADER_LENGTHS_BYTES for name, value in headers.items())
-    )
-
-
 def _retention(topic: Topic, inputs: Sequence[Topic]) -> Iterator[Finding]:
-    """Compare times: a label has the time of its event, and may be old when it is written."""
-    events = max((other.kept_ms for other in inputs if other.configs), default=0)
-    if topic.kept_ms < events and topic.configs.get("message.timestamp.type") == "CreateTime":
-        problem = "keeps labels, by the time of their event, for less long than events are kept:"
+    """Compare retention: a label has the time of its event, and may be old when it is written."""
+    events = max((other.retention_ms for other in inputs if other.configs), default=0)
+    created = topic.configs.get("message.timestamp.type") == "CreateTime"
+    if created and topic.retention_ms < events:
+        problem = "it keeps labels for a shorter time than events are kept, counted from the event"
+        risk = "so labels of old events are deleted at once"
         advice = "set retention.ms as for the input, or message.timestamp.type to LogAppendTime"
-        yield topic.finding(
-            Level.WARN, f"{problem} those of old events are deleted at once; {advice}"
-        )
+        yield topic.finding(Level.WARN, f"{problem}, {risk}; {advice}")
 
 
 def _compaction(topic: Topic, kafka: KafkaSettings) -> Iterator[Finding]:
     if "compact" not in topic.configs.get("cleanup.policy", ""):
         return
     if topic.role is Role.OUTPUT and not kafka.pass_key:
-        problem = "cleanup.policy compact refuses records without a key, which labels are as long"
-        yield topic.finding(Level.FAIL, f"{problem} as kafka.pass_key is false; set it to delete")
+        problem = "cleanup.policy compact refuses records without a key, and labels have no key"
+        yield topic.finding(
+            Level.FAIL, f"{problem} while kafka.pass_key is false; set it to delete"
+        )
         return
-    problem = "cleanup.policy compact refuses records without a key, and keeps one of each key"
+    problem = "cleanup.policy compact refuses records without a key, and keeps one record of a key"
     yield topic.finding(Level.WARN, f"{problem}; set it to delete")
 
 
 def _idle_processes(inputs: Sequence[Topic], settings: Settings) -> Iterator[Finding]:
     counts = [len(topic.partitions) for topic in inputs]
-    # By ranges, the first partitions of all topics go to the same processes.
+    # The assignment by ranges gives the first partitions of all topics to the same processes.
     used = sum(counts) if settings.kafka.assignment == "cooperative" else max(counts)
     if 0 < used < settings.run.processes:
-        problem = f"{settings.run.processes}, and {used} partitions for them: some are idle"
-        yield Finding(
-            Level.WARN, "run.processes", f"{problem}; set it to {used}, or add partitions"
-        )
+        problem = f"{settings.run.processes} processes would share {counted(used, 'partition')}"
+        advice = f"set it to {used}, or add partitions"
+        yield Finding(Level.WARN, "run.processes", f"{problem}, so some would be idle; {advice}")

@@ -1,4 +1,4 @@
-"""Dead letters read back, and which of them are meant; those of `worker replay` come from files."""
+"""Dead letters that are read back, filters that select some, and the reader of their files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A dead letter that was read back, with the record as it was before."""
+    """A dead letter that was read back, with the record that it was made from.
+
+    `time` is when the record became a dead letter, which files do not say. `rounds` is how often it
+    was sent back before.
+    """
 
     place: FilePlace | TopicPlace
     kind: str
@@ -29,9 +33,7 @@ class Letter:
     key: bytes | None = None
     headers: Sequence[tuple[str, bytes | None]] = ()
     time: datetime | None = None
-    """When it became one; files do not tell."""
     rounds: int = 0
-    """How often it was sent back before."""
 
     @property
     def source(self) -> str:
@@ -40,18 +42,21 @@ class Letter:
 
     @property
     def partition(self) -> int | None:
-        """Return the partition of that topic; a file has none."""
+        """Return the partition that the record came from; None for a file."""
         return self.place.partition if isinstance(self.place, TopicPlace) else None
 
     @property
     def offset(self) -> int:
-        """Return the offset in that partition, or the line of the file."""
+        """Return the offset in the partition, or the line of the file."""
         return self.place.offset if isinstance(self.place, TopicPlace) else self.place.line
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which dead letters are meant: those for which all that is given holds."""
+    """Conditions that select dead letters; a letter must meet all of those that are given.
+
+    `since` is the first time that is selected, `until` the first that no longer is.
+    """
 
     kinds: tuple[str, ...] = ()
     source: str | None = None
@@ -61,7 +66,7 @@ class Filters:
     until: datetime | None = None
 
     def take(self, letter: Letter) -> bool:
-        """Return whether a letter is meant; `until` itself is not."""
+        """Return whether a letter meets all conditions."""
         return (
             (not self.kinds or letter.kind in self.kinds)
             and self.source in (None, letter.source)
@@ -72,7 +77,7 @@ class Filters:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is given, the same for the same letters."""
+        """Return the conditions that are given, equal for filters that mean the same."""
         content = {
             "kinds": sorted(set(self.kinds)),
             "source": self.source,
@@ -85,27 +90,27 @@ class Filters:
 
 
 def moment(text: str | None) -> datetime | None:
-    """Read a time of the command line; without an offset it is UTC.
+    """Read a time of the command line; a time without an offset is in UTC.
 
     Raises:
-        ConfigurationError: it is no time in ISO 8601.
+        ConfigurationError: the text is no time in ISO 8601.
 
     """
     try:
-        given = datetime.fromisoformat(text) if text else None
+        time = datetime.fromisoformat(text) if text else None
     except ValueError:
         raise ConfigurationError(
             "--since and --until must be times such as 2025-01-31 or 2025-01-31T18:30:00+01:00"
         ) from None
-    return given.replace(tzinfo=UTC) if given and given.tzinfo is None else given
+    return time.replace(tzinfo=UTC) if time and time.tzinfo is None else time
 
 
 def letters_of_files(files: Sequence[Path], filters: Filters) -> Iterator[Letter]:
-    """Yield the dead letters that `worker replay` wrote.
+    """Yield the dead letters of files that `worker replay` wrote; filters are only checked.
 
     Raises:
-        ConfigurationError: a filter does not fit files.
-        WorkerError: a file cannot be read, or holds something else.
+        ConfigurationError: a filter asks for what the dead letters of files do not have.
+        WorkerError: a file cannot be read, or a line of it is no dead letter.
 
     """
     if filters.partition is not None or filters.since or filters.until:
@@ -151,6 +156,7 @@ def _place_of(content: dict[str, Any]) -> FilePlace | TopicPlace:
 
 def _typed(content: dict[str, Any], name: str, kind: type[_T]) -> _T:
     value = content[name]
-    if not isinstance(value, kind):
+    # Not isinstance: Python's booleans are integers, JSON's are not.
+    if type(value) is not kind:
         raise TypeError
     return value

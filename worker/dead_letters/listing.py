@@ -1,7 +1,7 @@
-"""`worker dead-letters list` and `show`: how many there are, and what became dead why.
+"""`worker dead-letters list` and `show`: count dead letters, and show each of them.
 
-Nothing of a record is shown unless it is asked for: without `--payload` only places, kinds,
-reasons, times and sizes.
+The content of a record is shown only with `--payload`. Without it, places, kinds, reasons, times and
+sizes are shown.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 
 def list_letters(settings: KafkaSettings, files: Sequence[Path], filters: Filters) -> None:
-    """Print how many dead letters there are, by kind and source.
+    """Print how many dead letters there are, by kind, source and partition.
+
+    The letters are those of `files`, or of the dead-letter topic if no file is given.
 
     Raises:
         ConfigurationError: the topic does not exist, or a filter does not fit files.
@@ -54,13 +56,17 @@ def list_letters(settings: KafkaSettings, files: Sequence[Path], filters: Filter
         print()
     print(counted(sum(count.letters for count in rows.values()), "dead letter"))
     if foreign:
-        print(f"{counted(foreign, 'other record')} of the topic, not by this worker")
+        verb = "was" if foreign == 1 else "were"
+        records = counted(foreign, "other record")
+        print(f"{records} of the topic {verb} not written by this worker")
 
 
 def show_letters(
     settings: KafkaSettings, files: Sequence[Path], filters: Filters, limit: int, *, payload: bool
 ) -> None:
-    """Print a line for each dead letter, and below it what it holds, if that is asked for.
+    """Print a line for each of the first `limit` dead letters; with `payload`, its content, too.
+
+    The letters are those of `files`, or of the dead-letter topic if no file is given.
 
     Raises:
         ConfigurationError: the topic does not exist, or a filter does not fit files.
@@ -68,7 +74,7 @@ def show_letters(
 
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that is not UTF-8 shows what it can.
+        # A terminal that is not UTF-8 shows escapes for what it cannot show.
         sys.stdout.reconfigure(errors="backslashreplace")
     letters = _letters_of(settings, files, filters)
     chosen = (letter for letter in letters if letter is not None and filters.take(letter))
@@ -77,13 +83,13 @@ def show_letters(
         if payload:
             print(f"  {_payload(letter)}")
     if next(chosen, None) is not None:
-        print(f"there are more than {limit}; see --limit")
+        print(f"there are more than {limit} dead letters; raise --limit to see them")
 
 
 def _letters_of(
     settings: KafkaSettings, files: Sequence[Path], filters: Filters
 ) -> Iterator[Letter | None]:
-    """Yield the dead letters of files, or of the topic without any; None is a foreign record.
+    """Yield the dead letters of files or, without files, of the topic; None for a foreign record.
 
     Raises:
         ConfigurationError: the topic does not exist, or a filter does not fit files.
@@ -104,14 +110,14 @@ class _Count:
     first: datetime | None = None
     last: datetime | None = None
 
-    def add(self, when: datetime | None) -> None:
+    def add(self, time: datetime | None) -> None:
         self.letters += 1
-        if when is not None:
-            self.first = min(self.first or when, when)
-            self.last = max(self.last or when, when)
+        if time is not None:
+            self.first = min(self.first or time, time)
+            self.last = max(self.last or time, time)
 
     def times(self) -> tuple[str, str]:
-        return _written(self.first), _written(self.last)
+        return _formatted(self.first), _formatted(self.last)
 
 
 def _line(letter: Letter) -> str:
@@ -121,7 +127,7 @@ def _line(letter: Letter) -> str:
         [
             escaped(str(letter.place)) + (f" part {part}" if part else ""),
             escaped(letter.kind),
-            _written(letter.time),
+            _formatted(letter.time),
             counted(letter.rounds, "round"),
             f"{sizes}, {counted(len(letter.headers), 'header')}",
             escaped(letter.reason),
@@ -149,8 +155,8 @@ def _size(data: bytes | None) -> str:
     return "null" if data is None else f"{len(data)} B"
 
 
-def _written(when: datetime | None) -> str:
-    return when.strftime("%Y-%m-%dT%H:%M:%SZ") if when else "-"
+def _formatted(time: datetime | None) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ") if time else "-"
 
 
 def _order(row: tuple[tuple[str, str, int | None], _Count]) -> tuple[str, str, int]:

@@ -1,9 +1,9 @@
-"""What a redrive remembers, on the dead-letter topic itself.
+"""Defines what a redrive remembers on the dead-letter topic itself.
 
 In the transaction that sends records back, a redrive also writes a receipt behind their dead
-letters, into the same partition. So a receipt is there exactly if the records went out; retention
-never takes it before the letters that it tells of; and it tells other redrives, whatever they
-select, that these letters have been sent. Offsets of a consumer group would expire after a week.
+letters, into the same partition. So a receipt exists exactly if the records were sent, and retention
+never deletes it before the letters that it lists. Other redrives, whatever they select, read from it
+that these letters have been sent. Offsets of a consumer group would expire after a week.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ if TYPE_CHECKING:
 
     from kafka.consumer.fetcher import ConsumerRecord
 
-# A place on the dead-letter topic: partition and offset.
+# Partition and offset on the dead-letter topic.
 Position: TypeAlias = tuple[int, int]
 
 
 class Receipt(Strict):
     """What one transaction of a redrive has sent of one partition.
 
-    Redrives of the same selection are numbered from 1. `until` is where each partition ended when
-    the redrive began: what comes later is none of its business.
+    Redrives of the same selection are numbered from 1. `until` has the offset at which each
+    partition ended when the redrive began; the redrive leaves out what comes later.
     """
 
     selection: dict[str, Any]
     number: int
     until: dict[int, int]
-    # First and last offset of each stretch.
+    # The first and the last offset of each run of consecutive offsets.
     sent: list[tuple[int, int]]
 
 
 class Ledger:
-    """What the receipts say together."""
+    """Sums up what all receipts say."""
 
     def __init__(self) -> None:
-        """Know of nothing yet."""
+        """Start without any receipt."""
         self._sent: dict[tuple[str, int], set[Position]] = defaultdict(set)
         self._until: dict[tuple[str, int], Mapping[int, int]] = {}
 
     def add(self, record: ConsumerRecord) -> None:
-        """Take note of a receipt.
+        """Add a receipt.
 
         Raises:
             WorkerError: it cannot be understood, so that records might be sent twice.
@@ -86,7 +86,7 @@ class Ledger:
 
 
 def stretches(offsets: Iterable[int]) -> list[tuple[int, int]]:
-    """Return the first and last of each run of consecutive offsets, of rising ones."""
+    """Return the first and last of each run of consecutive offsets; the offsets must rise."""
     found: list[tuple[int, int]] = []
     for offset in offsets:
         if found and found[-1][1] == offset - 1:

@@ -1,9 +1,10 @@
-"""`worker dead-letters redrive`: send records back to where they came from, each exactly once.
+"""`worker dead-letters redrive`: sends records back to where they came from, each exactly once.
 
-The selection is fixed when a redrive begins: letters of the topic up to where it ended then, so
-that it never chases what it sends round. Receipts tell what has been sent (see `receipts`), so
-the same command continues after any end, and no redrive sends a record again unasked. Each record
-carries how many rounds it has gone, and a limit stops it.
+What a redrive selects is fixed when it begins: only dead letters up to the end that the topic has
+then, so that it never selects a record that it sent back itself and that failed again. Receipts say
+what has been sent (see `receipts`), so the same command continues after any end, and no redrive sends
+a record again unless it is asked to. Each record carries how many rounds it has gone, and a limit
+ends them.
 """
 
 from __future__ import annotations
@@ -34,21 +35,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which letters to send back."""
+    """Which dead letters to send back; with `again`, also those that were sent back before."""
 
     filters: Filters
     max_rounds: int
     again: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """Return what tells this selection from others."""
+        """Return what distinguishes this selection from others; receipts hold it."""
         again = {"again": True} if self.again else {}
         return {**self.filters.as_json(), "max_rounds": self.max_rounds, **again}
 
 
 @dataclass(slots=True)
 class _Found:
-    """What the filters take: where each letter stands on the topic, and where it goes."""
+    """What the filters select on the topic.
+
+    `letters` has the target topic of each letter that can be sent. The others are counted: those
+    that have reached the limit of rounds, and those that have no bytes.
+    """
 
     letters: dict[Position, str] = field(default_factory=dict)
     at_limit: int = 0
@@ -57,7 +62,12 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A redrive that has been decided on: its number, its end, and what is left to send."""
+    """A redrive that is about to begin or to continue.
+
+    `until` has the offset of each partition at which it ends, `left` the letters that it has to send
+    and their targets. The others of its selection are counted: those that were sent before, and
+    those that came `later`, which are for the next redrive.
+    """
 
     number: int
     until: Mapping[int, int]
@@ -67,26 +77,26 @@ class _Plan:
 
 
 def redrive(settings: KafkaSettings, selection: Selection, *, yes: bool) -> None:
-    """Say what would be sent where, and send it once that is confirmed.
+    """Say how many records would be sent to which topic, and send them if that is confirmed.
 
     Raises:
         ConfigurationError: the dead-letter topic does not exist.
-        WorkerError: not everything was sent; the same command continues.
+        WorkerError: not everything was sent; the same command continues the redrive.
 
     """
     with explained_kafka_errors(), DeadLetterTopic(settings) as topic:
         ledger = Ledger()
         found = _scan(topic, selection, ledger)
         plan = _plan(found, selection, ledger, topic.ends)
-        _tell(plan, found, selection)
+        _report(plan, found, selection)
         if not plan.left:
             return
         _check_targets(topic, plan)
         if confirmed(f"send {counted(len(plan.left), 'record')} back?", yes=yes):
             with Sender(settings) as sender:
-                # By now another redrive may have ended, or the one that is continued.
+                # Another redrive may have sent records while this one was planned and confirmed.
                 for records in topic.read(topic.ends, topic.log_ends()):
-                    _take_receipts(records, ledger)
+                    _add_receipts(records, ledger)
                 left = plan.left.keys() - _done(selection, ledger, plan.number)
                 sent = _send(topic, sender, selection, plan, left)
             print(f"{counted(sent, 'record')} sent back")
@@ -95,7 +105,7 @@ def redrive(settings: KafkaSettings, selection: Selection, *, yes: bool) -> None
 def _scan(topic: DeadLetterTopic, selection: Selection, ledger: Ledger) -> _Found:
     found = _Found()
     for records in topic.read(topic.begin, topic.ends):
-        _take_receipts(records, ledger)
+        _add_receipts(records, ledger)
         for record in records:
             letter = letter_of(record)
             if letter is None or not selection.filters.take(letter):
@@ -109,7 +119,7 @@ def _scan(topic: DeadLetterTopic, selection: Selection, ledger: Ledger) -> _Foun
     return found
 
 
-def _take_receipts(records: Iterable[ConsumerRecord], ledger: Ledger) -> None:
+def _add_receipts(records: Iterable[ConsumerRecord], ledger: Ledger) -> None:
     for record in records:
         if is_receipt(record):
             ledger.add(record)
@@ -139,26 +149,30 @@ def _left(
 
 
 def _done(selection: Selection, ledger: Ledger, number: int) -> set[Position]:
-    """Return what a redrive must not send: what it has sent, or any has, if not asked again."""
+    """Return what a redrive must not send.
+
+    That is what any redrive has sent; with `again`, only what this one has sent.
+    """
     return ledger.sent_by(selection.as_json(), number) if selection.again else ledger.sent()
 
 
-def _tell(plan: _Plan, found: _Found, selection: Selection) -> None:
+def _report(plan: _Plan, found: _Found, selection: Selection) -> None:
     for target, number in sorted(Counter(plan.left.values()).items()):
         print(f"{counted(number, 'record')} to send back to {escaped(target)}")
     if plan.left:
-        print("each goes behind what has come since: the order within its key is lost")
+        print("each goes behind the records that came since, so the order within its key is lost")
     else:
         print("there is nothing to send back")
     advice = "" if selection.again else "; --again sends them once more"
     for number, what in (
         (plan.sent_before, f"sent back before{advice}"),
-        (found.at_limit, "left out at the limit of --max-rounds"),
-        (found.without_bytes, "left out: what cannot be decoded has no bytes"),
-        (plan.later, "left to the next redrive: this one continues an earlier, cut short"),
+        (found.at_limit, "left out because of --max-rounds"),
+        (found.without_bytes, "left out because records that cannot be decoded have no bytes"),
+        (plan.later, "left to the next redrive, because this one continues an earlier one"),
     ):
         if number:
-            print(f"{counted(number, 'dead letter')} {what}")
+            verb = "was" if number == 1 else "were"
+            print(f"{counted(number, 'dead letter')} {verb} {what}")
 
 
 def _check_targets(topic: DeadLetterTopic, plan: _Plan) -> None:
@@ -166,7 +180,7 @@ def _check_targets(topic: DeadLetterTopic, plan: _Plan) -> None:
         if not topic.partitions_of(target):
             raise WorkerError(
                 f"the topic {escaped(target)}, which dead letters came from, does not exist",
-                "make it, or choose other letters with --topic",
+                "create it, or select other letters with --topic",
             )
 
 
@@ -190,9 +204,9 @@ def _send(
         for record in records:
             letter = letter_of(record)
             if letter is not None and (record.partition, record.offset) in left:
-                # Where it was: a producer may have chosen the partition by other rules than ours.
-                back = letter.partition if letter.partition in partitions[letter.source] else None
-                batch.append(Outgoing(letter, back))
+                # It goes to its old partition, which its producer may have chosen by other rules.
+                exists = letter.partition in partitions[letter.source]
+                batch.append(Outgoing(letter, letter.partition if exists else None))
                 offsets[record.partition].append(record.offset)
         if batch:
             sender.send(batch, _receipts(selection, plan, offsets))

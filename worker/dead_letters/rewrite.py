@@ -1,17 +1,16 @@
-"""`worker dead-letters redrive FILE`: the lines that `worker replay` could not label, as they were.
+"""`worker dead-letters redrive FILE`: writes the lines that `worker replay` could not label.
 
-Letters of files go back into a file, for another `worker replay`. It appears whole or not at all,
-and a second time only on request.
+The lines go into a file as they were, for another `worker replay`. The file appears whole or not at
+all, and one that exists is replaced only on request.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from tempfile import NamedTemporaryFile
+import secrets
 from typing import TYPE_CHECKING
 
 from worker.dead_letters.letters import letters_of_files
+from worker.durable import replaced
 from worker.errors import ConfigurationError, WorkerError
 from worker.events.records import FilePlace
 from worker.terminal.confirmations import confirmed
@@ -19,6 +18,7 @@ from worker.terminal.sentences import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from worker.dead_letters.letters import Filters, Letter
 
@@ -48,7 +48,7 @@ def rewrite(
 
 
 def _chosen(files: Sequence[Path], filters: Filters) -> Iterator[Letter]:
-    """Yield the letters that are meant; those of one line follow each other.
+    """Yield the letters that the filters take; the pieces of a line follow each other.
 
     Raises:
         WorkerError: a piece of a line is missing.
@@ -68,7 +68,7 @@ def _chosen(files: Sequence[Path], filters: Filters) -> Iterator[Letter]:
 
 
 def _piece(letter: Letter) -> int:
-    """Return which piece of a long line a letter holds, from 1; 0 is a whole line."""
+    """Return which piece of a long line a letter holds, counted from 1; 0 for a whole line."""
     return letter.place.part if isinstance(letter.place, FilePlace) else 0
 
 
@@ -77,22 +77,22 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _write(files: Sequence[Path], filters: Filters, output: Path) -> None:
-    new = None
+    """Write the lines; the output is replaced once all of them are on disk.
+
+    Raises:
+        WorkerError: the output cannot be written, or a piece of a line is missing.
+
+    """
+    # Another redrive to the same output at the same time has a draft of its own.
+    draft = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     try:
-        with NamedTemporaryFile(dir=output.parent, prefix=f".{output.name}.", delete=False) as file:
-            new = Path(file.name)
+        with replaced(output, draft) as file:
             end = b""
             for letter in _chosen(files, filters):
                 file.write((end if _piece(letter) <= 1 else b"") + (letter.value or b""))
                 end = b"\n"
             file.write(end)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(output)
     except OSError as error:
         raise WorkerError(
             f"cannot write {output}: {error.strerror}", "check the path, its rights and the room"
         ) from None
-    finally:
-        if new is not None:
-            new.unlink(missing_ok=True)

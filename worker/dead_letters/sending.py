@@ -1,4 +1,4 @@
-"""Sends records back, each with the receipt for it in the same transaction."""
+"""Sends records back to their topics, with the receipts for them in the same transaction."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from kafka import errors as kafka_errors
-from kafka.serializer import Serializer
 
 from worker.errors import WorkerError
+from worker.transports.kafka.client_internals import (
+    NullSerializer,
+    begin_abort,
+    begin_commit,
+    close_by_force,
+    last_error,
+    send_with_nulls,
+)
 from worker.transports.kafka.clients import new_producer, sentence
 from worker.transports.kafka.deadline import Deadline
-from worker.transports.kafka.publishers import await_result, discard, flushed
+from worker.transports.kafka.durations import in_ms
+from worker.transports.kafka.publishers import await_result, flushed
 from worker.transports.kafka.records import REDRIVE, ROUNDS
 
 if TYPE_CHECKING:
@@ -23,22 +31,22 @@ if TYPE_CHECKING:
 _CONTINUES: Final = "run the same command again: it continues"
 _FENCED: Final = (kafka_errors.ProducerFencedError, kafka_errors.InvalidProducerEpochError)
 _TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
-# The broker aborts what takes longer than its timeout.
+# The broker aborts a transaction that takes longer than its timeout; ours ends before.
 _SHARE_OF_TIMEOUT: Final = 0.8
 _ABORT_SECONDS: Final = 2.0
-# Of the form of receipts; one that is not understood ends a redrive.
+# The version of the form of receipts; a receipt that is not understood ends a redrive.
 _VERSION: Final = b"1"
 
 
 class Outgoing(NamedTuple):
-    """A letter that is to be sent back; None leaves the choice of the partition to its key."""
+    """A letter that is to be sent back; where `partition` is None, its key chooses one."""
 
     letter: Letter
     partition: int | None
 
 
 class Sender:
-    """The one producer that may send back the letters of a topic: a second one ends the first."""
+    """The one producer that may send back the letters of a topic: a second one fences the first."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         """Start a producer.
@@ -53,14 +61,13 @@ class Sender:
         self._producer = new_producer(
             settings,
             transactional_id=f"{settings.dead_letter_topic}-redrive",
-            transaction_timeout_ms=int(settings.transaction_timeout_seconds * 1000),
-            max_block_ms=int(settings.deadline_seconds * 1000),
-            value_serializer=_Exact(),
+            transaction_timeout_ms=in_ms(settings.transaction_timeout_seconds),
+            max_block_ms=in_ms(settings.deadline_seconds),
+            value_serializer=NullSerializer(),
         )
-        self._manager = self._producer._transaction_manager  # noqa: SLF001 - the public calls never time out
 
     def __enter__(self) -> Self:
-        """End any other sender, and settle what it left undecided.
+        """Fence any other sender, and let the broker decide on the transaction that it left open.
 
         Raises:
             KafkaError: the brokers do not answer, or refuse.
@@ -69,30 +76,32 @@ class Sender:
         try:
             self._producer.init_transactions()
         except BaseException:
-            discard(self._producer)
+            close_by_force(self._producer)
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give up a transaction that is open, or readers would wait until it times out."""
+        """Abort a transaction that is open, or readers would wait until it times out."""
         if self._in_transaction:
             deadline = Deadline(_ABORT_SECONDS)
             with suppress(kafka_errors.KafkaError):
-                await_result(self._producer, self._manager.begin_abort(), deadline)
-        discard(self._producer)
+                await_result(begin_abort(self._producer), deadline)
+        close_by_force(self._producer)
 
-    def send(self, batch: Sequence[Outgoing], receipts: Mapping[int, bytes]) -> None:
-        """Send letters back and write receipts, by partition: all of it or nothing.
+    def send(self, letters: Sequence[Outgoing], receipts: Mapping[int, bytes]) -> None:
+        """Send letters back and write receipts in one transaction, all or nothing.
+
+        `receipts` has them by the partition of the dead-letter topic that they are written to.
 
         Raises:
-            WorkerError: nothing was sent, or it is not known: the brokers can tell a new sender.
+            WorkerError: nothing was sent, or it is not known; the receipts show a new sender which.
 
         """
         deadline = Deadline(self._seconds)
         try:
             self._producer.begin_transaction()
             self._in_transaction = True
-            sent = [(outgoing.letter.source, self._send_back(outgoing)) for outgoing in batch]
+            sent = [(outgoing.letter.source, self._send_back(outgoing)) for outgoing in letters]
             sent += [(self._topic, self._send_receipt(*receipt)) for receipt in receipts.items()]
             futures = [future for _, future in sent]
             if not deadline.wait(lambda seconds: flushed(self._producer, futures, seconds)):
@@ -100,22 +109,22 @@ class Sender:
             for topic, future in sent:
                 if future.failed():
                     raise self._explain(future.exception, topic)
-            await_result(self._producer, self._manager.begin_commit(), deadline)
+            await_result(begin_commit(self._producer), deadline)
         except kafka_errors.KafkaError as error:
             raise self._explain(error) from None
         self._in_transaction = False
 
-    def _send_back(self, outgoing: Outgoing) -> Any:  # noqa: ANN401 - has no types
+    def _send_back(self, outgoing: Outgoing) -> Any:  # noqa: ANN401 - kafka-python has no types
         letter, partition = outgoing
         headers = [(name, value) for name, value in letter.headers if name != ROUNDS]
         headers.append((ROUNDS, str(letter.rounds + 1).encode()))
-        nulls = tuple(index for index, (_, value) in enumerate(headers) if value is None)
         try:
-            return self._producer.send(
+            return send_with_nulls(
+                self._producer,
                 letter.source,
-                _Content(letter.value, nulls),
+                letter.value,
                 key=letter.key,
-                headers=_Headers((name, value or b"") for name, value in headers),
+                headers=headers,
                 partition=partition,
             )
         except kafka_errors.MessageSizeTooLargeError:
@@ -124,10 +133,10 @@ class Sender:
                 f"raise that setting, then {_CONTINUES}",
             ) from None
 
-    def _send_receipt(self, partition: int, receipt: bytes) -> Any:  # noqa: ANN401 - has no types
-        headers = _Headers([(REDRIVE, _VERSION)])
-        return self._producer.send(
-            self._topic, _Content(receipt, ()), headers=headers, partition=partition
+    def _send_receipt(self, partition: int, receipt: bytes) -> Any:  # noqa: ANN401 - kafka-python has no types
+        headers = [(REDRIVE, _VERSION)]
+        return send_with_nulls(
+            self._producer, self._topic, receipt, headers=headers, partition=partition
         )
 
     def _explain(self, error: kafka_errors.KafkaError, topic: str = "") -> WorkerError:
@@ -136,40 +145,10 @@ class Sender:
                 f"a record is larger than the topic {topic} takes",
                 f"raise its max.message.bytes, then {_CONTINUES}",
             )
-        # Calls on a producer that has failed say only that it has.
-        cause = self._manager.last_error or error
+        cause = last_error(self._producer) or error
         if isinstance(cause, _FENCED):
             return WorkerError(
                 f"another redrive of {self._topic} has begun, or a transaction took too long",
                 _CONTINUES,
             )
         return WorkerError(sentence(cause), _CONTINUES)
-
-
-class _Content(NamedTuple):
-    """A value that may be null beside a key that is, and which headers are null."""
-
-    value: bytes | None
-    nulls: tuple[int, ...]
-
-
-class _Headers(list[tuple[str, bytes]]):
-    """Headers of which some may become null.
-
-    The client's `send` refuses null headers, though all behind it can write them, but for a sum of
-    sizes which is left out where headers count as none.
-    """
-
-    def __bool__(self) -> bool:
-        """Return false: the client then adds no sizes up."""
-        return False
-
-
-class _Exact(Serializer):  # type: ignore[misc]  # kafka-python has no types
-    """Puts the nulls back, behind the checks of `send`."""
-
-    def serialize(self, topic: str, headers: list[Any], data: _Content) -> bytes | None:  # noqa: ARG002 - the client's form
-        """Return the value; headers are changed where they are."""
-        for index in data.nulls:
-            headers[index] = (headers[index][0], None)
-        return data.value

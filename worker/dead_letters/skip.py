@@ -1,7 +1,8 @@
-"""`worker dead-letters skip`: go past a batch that the client cannot decode.
+"""`worker dead-letters skip` moves a group past a record batch that the client cannot decode.
 
-A worker stops at such a batch and never goes past it by itself. Here a person does, for a group
-whose workers have stopped: a dead letter tells the place, and then the group's offset moves.
+A worker stops at such a record batch and never goes past it by itself. A person does so here, for a
+group whose workers have stopped: a dead letter records where it was, and then the group's offset
+moves.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from kafka import TopicPartition
 from worker.errors import ConfigurationError, WorkerError
 from worker.events.records import ErrorKind, TopicPlace
 from worker.terminal.confirmations import confirmed
+from worker.transports.kafka.client_internals import close_by_force
 from worker.transports.kafka.clients import (
     explained_kafka_errors,
     new_admin,
     new_consumer,
     new_producer,
 )
+from worker.transports.kafka.durations import in_ms
 from worker.transports.kafka.marks import Mark
-from worker.transports.kafka.publishers import discard
 from worker.transports.kafka.records import KIND, NULLS, OFFSET, PARTITION, REASON, TOPIC
 from worker.transports.kafka.undecodable import end_of_undecodable, readable
 
@@ -35,7 +37,7 @@ _WITHOUT_MEMBERS: Final = ("Empty", "Dead")
 
 
 def skip(settings: KafkaSettings, place: TopicPlace, *, yes: bool) -> None:
-    """Move the group past what cannot be decoded at a place, once that is confirmed.
+    """Move the group past the record batch at a place, once a person has confirmed it.
 
     Raises:
         ConfigurationError: the topic is no input topic.
@@ -68,7 +70,7 @@ def _committed(
     consumer: KafkaConsumer, partition: TopicPartition, settings: KafkaSettings
 ) -> OffsetAndMetadata:
     committed = consumer.committed(
-        partition, metadata=True, timeout_ms=int(settings.deadline_seconds * 1000)
+        partition, metadata=True, timeout_ms=in_ms(settings.deadline_seconds)
     )
     if committed is None:
         raise WorkerError(
@@ -129,7 +131,7 @@ def _leave_letter(settings: KafkaSettings, place: TopicPlace, stretch: str) -> N
             headers=[(name, value.encode()) for name, value in headers.items()],
         ).get(timeout=settings.deadline_seconds)
     finally:
-        discard(producer)
+        close_by_force(producer)
 
 
 def _move(
@@ -140,5 +142,5 @@ def _move(
     settings: KafkaSettings,
 ) -> None:
     mark = Mark.read(committed.metadata).passed(end)
-    # The broker refuses it to us if a worker has joined meanwhile.
-    consumer.commit({partition: mark.at(end)}, timeout_ms=int(settings.deadline_seconds * 1000))
+    # The broker refuses this commit if a worker has joined meanwhile.
+    consumer.commit({partition: mark.at(end)}, timeout_ms=in_ms(settings.deadline_seconds))

@@ -1,4 +1,4 @@
-"""The dead-letter topic: how far it goes, and what its records are."""
+"""Reads the dead-letter topic up to where it ends, and says what its records are."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from worker.dead_letters.letters import Letter
 from worker.errors import ConfigurationError, WorkerError
 from worker.events.records import TopicPlace
 from worker.transports.kafka.clients import new_consumer, resume
+from worker.transports.kafka.durations import in_ms
 from worker.transports.kafka.records import (
     KIND,
     OFFSET,
@@ -41,11 +42,11 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 class DeadLetterTopic:
     """The dead-letter topic, from its first record to where it ended when it was opened.
 
-    A transaction that is open holds the end back: what comes behind its first record is left out.
+    The end comes before the first record of a transaction that is open, if there is one.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
-        """Ask how far the topic goes.
+        """Ask the brokers where the topic begins and ends.
 
         Raises:
             ConfigurationError: it does not exist.
@@ -68,7 +69,7 @@ class DeadLetterTopic:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the brokers go."""
+        """Close the connections to the brokers."""
         self._consumer.close()
 
     def partitions_of(self, topic: str) -> set[int]:
@@ -76,9 +77,9 @@ class DeadLetterTopic:
         return set(self._consumer.partitions_for_topic(topic) or ())
 
     def log_ends(self) -> dict[int, int]:
-        """Return where the partitions end by now with all transactions that are open.
+        """Return where the partitions end now, with the records of open transactions.
 
-        To read up to there is to wait for these.
+        Who reads up to there waits until these transactions have ended.
 
         Raises:
             KafkaError: the brokers do not answer.
@@ -93,16 +94,16 @@ class DeadLetterTopic:
     def read(
         self, begin: Mapping[int, int], ends: Mapping[int, int]
     ) -> Iterator[list[ConsumerRecord]]:
-        """Yield the committed records between offsets, each partition in its order.
+        """Yield the committed records between offsets by partition, each partition in its order.
 
         Raises:
-            WorkerError: a batch cannot be decoded, or nothing comes for too long.
+            WorkerError: a record batch cannot be decoded, or nothing comes for too long.
             KafkaError: the brokers refuse, or the records are gone.
 
         """
         left = {TopicPartition(self.name, p) for p, end in ends.items() if begin[p] < end}
         self._consumer.assign(left)
-        # What an earlier reading has paused stays so.
+        # Partitions that an earlier reading has paused stay paused.
         resume(self._consumer)
         for partition in left:
             self._consumer.seek(partition, begin[partition.partition])
@@ -126,8 +127,8 @@ class DeadLetterTopic:
 
     def _poll(self, ends: Mapping[int, int]) -> list[ConsumerRecord]:
         try:
-            polled = self._consumer.poll(timeout_ms=int(_POLL_SECONDS * 1000))
-        except Exception as error:  # what a batch does to the client may quote it
+            polled = self._consumer.poll(timeout_ms=in_ms(_POLL_SECONDS))
+        except Exception as error:  # what a record batch makes the client raise may quote it
             if isinstance(error, kafka_errors.KafkaError) and not isinstance(error, UNREADABLE):
                 raise
             raise WorkerError(
@@ -137,7 +138,7 @@ class DeadLetterTopic:
         return [r for part in polled.values() for r in part if r.offset < ends[r.partition]]
 
     def _position(self, partition: TopicPartition) -> int:
-        return int(self._consumer.position(partition, timeout_ms=int(self._timeout * 1000)))
+        return int(self._consumer.position(partition, timeout_ms=in_ms(self._timeout)))
 
     def _numbers(self) -> set[int]:
         numbers = self.partitions_of(self.name)
@@ -147,14 +148,14 @@ class DeadLetterTopic:
             )
         return numbers
 
-    def _offsets(self, ask: Any, numbers: Iterable[int]) -> dict[int, int]:  # noqa: ANN401 - has no types
+    def _offsets(self, ask: Any, numbers: Iterable[int]) -> dict[int, int]:  # noqa: ANN401 - kafka-python has no types
         partitions = [TopicPartition(self.name, number) for number in sorted(numbers)]
-        offsets = ask(partitions, timeout_ms=int(self._timeout * 1000))
+        offsets = ask(partitions, timeout_ms=in_ms(self._timeout))
         return {partition.partition: offset for partition, offset in offsets.items()}
 
 
 def letter_of(record: ConsumerRecord) -> Letter | None:
-    """Return the dead letter that a record is; None where it is none of this worker."""
+    """Return the dead letter that a record is; None where this worker has not written it."""
     try:
         original = original_of(record)
         ours = own_headers(record.headers)
@@ -175,7 +176,7 @@ def letter_of(record: ConsumerRecord) -> Letter | None:
 
 
 def is_receipt(record: ConsumerRecord) -> bool:
-    """Return whether a record of the dead-letter topic is what a redrive has left there."""
+    """Return whether a record of the dead-letter topic is the receipt of a redrive."""
     names = {name for name, _ in record.headers}
     return REDRIVE in names and TOPIC not in names
 

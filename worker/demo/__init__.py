@@ -1,1 +1,1 @@
-"""Chat to try the worker with: examples, and an endless stream made from them."""
+"""Chat to try the worker with: examples, an endless stream made from them, and a view of labels."""

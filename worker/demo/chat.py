@@ -1,9 +1,9 @@
-"""An endless chat made from the examples, in the shape of real game chat.
+"""Creates an endless chat from the examples, in the shape of real game chat.
 
-Four messages in ten are of those that are said again and again, by Zipf's law. The others are new:
-their words follow each other as they do somewhere in the examples. The shape is that of 37,343
-lines of game chat: the 10, 100 and 1,000 most frequent messages are 16, 28 and 41% of all, and a
-message has 5.5 tokens on average, 10 at the 95th and 15 at the 99th percentile.
+Four messages in ten are familiar ones, which are said again and again, as often as Zipf's law gives.
+The others are new: their words follow each other as they do somewhere in the examples. The shape was
+measured on 37,343 lines of game chat: the 10, 100 and 1,000 most frequent messages are 16, 28 and 41%
+of all, and a message has 5.5 tokens on average, 10 at the 95th and 15 at the 99th percentile.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Final
 
-from worker.events.codec import Fields, json_decoder
+from worker.events.decoding import Fields, json_decoder
 from worker.events.records import Event, FilePlace, Record
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _ROOM: Final = "room"
 _FAMILIAR_TEXTS: Final = 1000
 _FAMILIAR_SHARE: Final = 0.4
 _FAMILIAR_MOST_WORDS: Final = 3
-# A message's words are log-normal: median, and deviation of the logarithm.
+# The number of words of a message is log-normal: its median, and the deviation of its logarithm.
 _NEW_WORDS: Final = (2.2, 0.65)
 _FOLLOWING_SHARE: Final = 0.7
 _BROKEN_SHARE: Final = 0.002
@@ -38,7 +38,7 @@ _BROKEN_SHARE: Final = 0.002
 
 @dataclass(frozen=True, slots=True)
 class ChatRecord:
-    """A record for Kafka: its user as the key, or none where the value is broken."""
+    """A record for Kafka; its key is the user, or None where the value is broken."""
 
     key: bytes | None
     value: bytes
@@ -46,38 +46,38 @@ class ChatRecord:
 
 @dataclass(frozen=True, slots=True)
 class _Example:
-    """A line of the examples; without an event it is broken."""
+    """A line of the examples; it is broken where it has no event."""
 
     line: bytes
     event: Event | None
 
     def field(self, name: str) -> str:
-        """Return a field beside the text; empty where there is none."""
+        """Return the value of a field; empty where there is none."""
         return str(json.loads(self.event.kept.get(name, '""'))) if self.event else ""
 
 
 def example_messages() -> list[ChatRecord]:
-    """Return the examples in their order, with the broken ones."""
+    """Return the examples in their order, including the broken ones."""
     return [
         ChatRecord(example.field(_USER).encode() or None, example.line) for example in _examples()
     ]
 
 
 class ChatStream:
-    """An endless chat; the same seed gives the same."""
+    """An endless chat; the same seed gives the same chat."""
 
     def __init__(self, seed: int) -> None:
-        """Read the examples, and find what is said again and again, whatever the seed."""
-        self._random = random.Random(0)  # noqa: S311 - no secret
+        """Read the examples and choose the familiar texts, which do not depend on the seed."""
+        self._random = random.Random(0)  # noqa: S311 - a chat is no secret
         examples = _examples()
-        self._said = [example for example in examples if example.event]
+        self._whole = [example for example in examples if example.event]
         self._broken = [example.line for example in examples if not example.event]
         texts = [e.event.text for e in examples if e.event and e.event.text.isprintable()]
-        # In one alphabet, for texts that look as if somebody had meant them.
-        said = [text.split() for text in texts if text.isascii()]
-        self._words = [word for words in said for word in words]
+        # Words of one alphabet give texts that look as if somebody had meant them.
+        ascii_texts = [text.split() for text in texts if text.isascii()]
+        self._words = [word for words in ascii_texts for word in words]
         self._following: dict[str, list[str]] = defaultdict(list)
-        for words in said:
+        for words in ascii_texts:
             for word, following in pairwise(words):
                 self._following[word].append(following)
         self._familiar = self._familiar_texts(texts)
@@ -92,7 +92,7 @@ class ChatStream:
                 yield from self._random.choices(self._familiar, cum_weights=self._weights)
                 continue
             words = max(1, round(self._random.lognormvariate(log(median), deviation)))
-            yield self._made_up(words, mistyped=words <= _FAMILIAR_MOST_WORDS)
+            yield self._new_text(words, mistyped=words <= _FAMILIAR_MOST_WORDS)
 
     def messages(self) -> Iterator[ChatRecord]:
         """Yield records without end, of which two in a thousand are broken."""
@@ -100,33 +100,33 @@ class ChatStream:
             if self._random.random() < _BROKEN_SHARE:
                 yield ChatRecord(None, self._random.choice(self._broken))
                 continue
-            example = self._random.choice(self._said)
+            example = self._random.choice(self._whole)
             content = {"id": f"d-{number}", "text": text}
             content |= {name: example.field(name) for name in (_USER, _ROOM)}
             yield ChatRecord(content[_USER].encode(), json.dumps(content).encode())
 
     def _familiar_texts(self, texts: Sequence[str]) -> list[str]:
-        """Return short texts: those of the examples by how often they are said, then made-up ones."""
+        """Return short texts: those of the examples by how often they come, then new ones."""
         short = Counter(text for text in texts if 0 < len(text.split()) <= _FAMILIAR_MOST_WORDS)
         familiar = dict.fromkeys(text for text, _ in short.most_common())
         while len(familiar) < _FAMILIAR_TEXTS:
             words = self._random.randint(1, _FAMILIAR_MOST_WORDS)
-            familiar[self._made_up(words)] = None
+            familiar[self._new_text(words)] = None
         return list(familiar)[:_FAMILIAR_TEXTS]
 
-    def _made_up(self, words: int, *, mistyped: bool = False) -> str:
-        """Return a text of so many words; a short one is new by a typing mistake."""
-        said = [self._random.choice(self._words)]
-        while len(said) < words:
+    def _new_text(self, number: int, *, mistyped: bool = False) -> str:
+        """Return a text of a number of words; a mistyped word keeps short texts from repeating."""
+        words = [self._random.choice(self._words)]
+        while len(words) < number:
             goes_on = self._random.random() < _FOLLOWING_SHARE
-            following = self._following.get(said[-1]) if goes_on else None
-            said.append(self._random.choice(following or self._words))
+            following = self._following.get(words[-1]) if goes_on else None
+            words.append(self._random.choice(following or self._words))
         if mistyped:
-            word = self._random.choice(said)
-            place = self._random.randrange(len(word))
+            word = self._random.choice(words)
+            index = self._random.randrange(len(word))
             letter = self._random.choice(ascii_lowercase)
-            said[said.index(word)] = word[:place] + letter + word[place + 1 :]
-        return " ".join(said)
+            words[words.index(word)] = word[:index] + letter + word[index + 1 :]
+        return " ".join(words)
 
 
 def _examples() -> list[_Example]:

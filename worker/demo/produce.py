@@ -27,13 +27,13 @@ _NAP_SECONDS: Final = 0.2
 
 
 def demo(settings: Settings, rate: float, number: int | None, seed: int | None) -> int:
-    """Write messages to the first input topic, `rate` a second on average, until asked to stop.
+    """Write messages to the first input topic until asked to stop, or until `number` are written.
 
-    `number` of them, if given; the same `seed` gives the same chat. Returns the exit code: 1 where
-    a message was not written.
+    `rate` is the mean number of messages a second. The same `seed` gives the same chat. Returns the
+    exit code, which is 1 where a message was not written.
 
     Raises:
-        ConfigurationError: the worker would not read what is written.
+        ConfigurationError: a worker with these settings would not read what is written.
         WorkerError: the brokers do not answer, or refuse.
 
     """
@@ -41,12 +41,12 @@ def demo(settings: Settings, rate: float, number: int | None, seed: int | None) 
         raise ConfigurationError(
             "the demo writes JSON with the text in the field 'text', and the worker reads "
             "something else",
-            "set kafka.format and input.text_field, or do without the demo",
+            "set kafka.format to json and input.text_field to text, or do without the demo",
         )
     seed = int(time.time()) if seed is None else seed
     messages = islice(chain(example_messages(), ChatStream(seed).messages()), number)
     topic = settings.kafka.input_topics[0]
-    pauses = random.Random(seed)  # noqa: S311 - no secret
+    pauses = random.Random(seed)  # noqa: S311 - a chat is no secret
     with explained_kafka_errors(), StopSignal() as stop:
         outlet = _Outlet(new_producer(settings.kafka, linger_ms=_LINGER_MS), topic)
         log.info("writing", topic=topic, rate=rate, seed=seed)
@@ -62,7 +62,7 @@ def demo(settings: Settings, rate: float, number: int | None, seed: int | None) 
 
 
 class _Outlet:
-    """A producer that goes on where a message cannot be written, and counts it."""
+    """A producer that counts the messages that cannot be written, and goes on with the next."""
 
     def __init__(self, producer: KafkaProducer, topic: str) -> None:
         self._producer = producer

@@ -1,4 +1,4 @@
-"""`worker view`: texts and labels side by side, for people, of a file or as they come."""
+"""`worker view`: shows people texts and labels side by side, of a file or as they come."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kafka import TopicPartition
 
 from worker.errors import ConfigurationError, WorkerError
 from worker.logs.logger import log
-from worker.logs.stacks import private_errors
+from worker.logs.stacks import redacted_errors
 from worker.terminal.sentences import printable
 from worker.terminal.signals import StopSignal
 from worker.transports.kafka.clients import explained_kafka_errors, new_consumer
@@ -26,16 +26,17 @@ if TYPE_CHECKING:
     from worker.settings.schema import KafkaSettings
 
 _LABELS_WIDTH: Final = 22
-# Of each partition, as `tail -f` begins.
+# How many labels of each partition are shown first; `tail -f` begins with as many lines.
 _SHOWN_FIRST: Final = 10
 _POLL_SECONDS: Final = 0.5
 
 
 def view(path: str) -> None:
-    """Print a line for each labelled message of a file, or of standard input for `-`.
+    """Print a line for each labelled message of a file, or of standard input if `path` is `-`.
 
     Raises:
-        WorkerError: the file cannot be read, or is not what `worker replay --include-text` writes.
+        WorkerError: standard input is closed, the file cannot be read, or it is not what
+            `worker replay --include-text` writes.
 
     """
     _allow_any_text()
@@ -51,7 +52,7 @@ def view(path: str) -> None:
 
 
 def follow(settings: KafkaSettings) -> None:
-    """Print the last labels of the output topic, then each as it comes, until asked to stop.
+    """Print the last labels of the output topic, then each new one, until asked to stop.
 
     Raises:
         ConfigurationError: the topic does not exist.
@@ -59,7 +60,7 @@ def follow(settings: KafkaSettings) -> None:
 
     """
     _allow_any_text()
-    with private_errors(), explained_kafka_errors(), StopSignal() as stop:
+    with redacted_errors(), explained_kafka_errors(), StopSignal() as stop:
         consumer = new_consumer(settings, group_id=None, auto_offset_reset="earliest")
         with closing(consumer):
             _begin_near_the_end(consumer, settings.output_topic)
@@ -84,7 +85,7 @@ def _begin_near_the_end(consumer: KafkaConsumer, topic: str) -> None:
 def _followed(value: bytes) -> str:
     try:
         message = json.loads(value)
-        return _side_by_side(message, message.get("text", "(no text: see include_text)"))
+        return _side_by_side(message, message.get("text", "(there is no text: see include_text)"))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return "(a record that is no label)"
 
@@ -96,16 +97,18 @@ def _side_by_side(message: Mapping[str, Any], text: str) -> str:
 
 def _allow_any_text() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that is not UTF-8 shows what it can.
+        # A terminal that is not UTF-8 shows "?" for what it cannot show.
         sys.stdout.reconfigure(errors="replace")
 
 
 def _lines(path: str) -> Iterator[bytes]:
     try:
         if path == "-":
+            if sys.stdin is None:
+                raise WorkerError("standard input is closed", "name a file")
             yield from sys.stdin.buffer
             return
-        with open(path, "rb") as file:  # noqa: PTH123 - the path is as the user gave it
+        with open(path, "rb") as file:  # noqa: PTH123 - Path would change the path that the user gave
             yield from file
     except OSError as error:
         raise WorkerError(f"cannot read {path}: {error.strerror}", "check the path") from None

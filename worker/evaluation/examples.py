@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from worker.errors import ExampleFileError
+from worker.transports.files.reading import Format, format_of_suffix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,7 @@ def _rows(
             text, numbers = line.rstrip("\r\n").split("\t")[:2]
             yield number, text, [names[_index(n, len(names))] for n in numbers.split(",")]
         return
-    if path.suffix in {".jsonl", ".ndjson", ".json"}:
+    if format_of_suffix(path) is Format.JSONL:
         for number, line in enumerate(file, 1):
             row = json.loads(line)
             if not isinstance(row, dict):
@@ -99,9 +100,10 @@ def _counted(
 
 
 def _table(path: Path, file: TextIO) -> csv.DictReader[str]:
-    if path.suffix == ".tsv":
+    table = format_of_suffix(path)
+    if table is Format.TSV:
         return csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    if path.suffix == ".csv":
+    if table is Format.CSV:
         return csv.DictReader(file)
     raise ExampleFileError(
         f"cannot tell what {path.name} is from its name", "name it .jsonl, .csv or .tsv"

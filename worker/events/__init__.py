@@ -1,1 +1,1 @@
-"""The records that flow, and their bytes."""
+"""The records that flow through the worker, and how they are decoded and encoded."""

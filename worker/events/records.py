@@ -1,7 +1,7 @@
-"""The records that flow: what a transport read, and what became of it.
+"""The types that flow through the worker: a record that a transport read, and what became of it.
 
-Named tuples, because several are made for each message, and those take a third of the time that
-frozen dataclasses take.
+They are named tuples because several are created for each message, which takes a third of the time
+that frozen dataclasses would take.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class ErrorKind(StrEnum):
 
 
 class FilePlace(NamedTuple):
-    """Where a record was read: a file and a line of it, from 1.
+    """Where in a file a record was read; lines count from 1.
 
-    `part` counts the pieces, from 1, of a line too long to be held in one; 0 is a whole line.
+    A line that is longer than `input.max_bytes` is read in parts, and `part` counts them from 1; it
+    is 0 for a whole line.
     """
 
     source: str
@@ -42,31 +43,31 @@ class FilePlace(NamedTuple):
     part: int = 0
 
     def __str__(self) -> str:
-        """Return the place as people write it."""
+        """Return FILE:LINE, which is also the id of an event without one."""
         return f"{self.source}:{self.line}"
 
 
 class TopicPlace(NamedTuple):
-    """Where a record was read: a topic, a partition of it, and an offset."""
+    """Where in a topic a record was read."""
 
     topic: str
     partition: int
     offset: int
 
     def __str__(self) -> str:
-        """Return the place as it stands in ids."""
+        """Return TOPIC-PARTITION-OFFSET, which is also the id of an event without one."""
         return f"{self.topic}-{self.partition}-{self.offset}"
 
 
 class Record(NamedTuple):
-    """What a transport read: bytes as they came, and their place."""
+    """What a transport read: bytes as they came, and where they were read."""
 
     value: bytes
     place: FilePlace | TopicPlace
 
 
 class Event(NamedTuple):
-    """A chat message; `kept` are the fields that go through to the output, as JSON."""
+    """A record that was decoded; `kept` has the fields to copy to the output, each value as JSON."""
 
     record: Record
     id: str | int
@@ -75,14 +76,14 @@ class Event(NamedTuple):
 
 
 class LabelledEvent(NamedTuple):
-    """An event and what the model says of its text."""
+    """An event and the labels and scores that the model gives its text."""
 
     event: Event
     classification: Classification
 
 
 class DeadLetter(NamedTuple):
-    """A record that cannot be labelled; `reason` is a sentence of ours, without any content."""
+    """A record that cannot be labelled; `reason` is a sentence of ours that quotes no content."""
 
     record: Record
     kind: ErrorKind
@@ -90,7 +91,7 @@ class DeadLetter(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """A record that asks for no label: it has no value, or says so."""
+    """A record that gets no label: it has no value, or its skip field is true."""
 
     record: Record
 

@@ -1,1 +1,1 @@
-"""Structured logs, and stacks without values."""
+"""Structured logs, and reports of errors and stacks that hold no values."""

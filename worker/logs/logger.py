@@ -1,6 +1,7 @@
-"""Structured logs on standard error: for people on a terminal, JSON lines otherwise.
+"""Structured logs on standard error: lines for people on a terminal, JSON lines otherwise.
 
-Events have stable names; their values are counts, places and sentences of ours.
+Log events have stable names. Their values are counts, names of settings and topics, and sentences of
+ours, never a text or a user id.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _STEPS: list[Processor] = [
 ]
 _logger = logging.getLogger("worker")
 
-# Bound to the standard logger: a program that imports the worker keeps its own log set-up.
+# It writes through Python's own logging, so a program that imports the worker keeps its log set-up.
 log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
     _logger,
     processors=[
@@ -33,7 +34,10 @@ log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
 
 
 def configure_logs(level: str, form: str) -> None:
-    """Send the worker's logs to standard error; `form` is auto, console or json."""
+    """Send the worker's logs from `level` up to standard error.
+
+    `form` is "console", "json", or "auto", which is "console" on a terminal and "json" elsewhere.
+    """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     renderer: Processor = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
@@ -46,7 +50,7 @@ def configure_logs(level: str, form: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
         )
     )
-    # A log that cannot be written must not end what it reports on.
+    # An error while a log is written must not end the work that the log is about.
     logging.raiseExceptions = False
     _logger.handlers = [handler]
     _logger.setLevel(level.upper())

@@ -1,4 +1,7 @@
-"""Where each thread of this process stands, for a process that is stuck."""
+"""Reports where code was: of an unexpected error, and of all threads when a process is stuck.
+
+A stack is logged as files, lines and functions. Values are left out: they may be someone's message.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,18 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def private_errors() -> Iterator[None]:
-    """Turn an error nobody expected into one without values, which may be someone's message.
+def redacted_errors() -> Iterator[None]:
+    """Replace any error that is not a `WorkerError` by one whose message holds no values.
 
     Raises:
-        WorkerError: in place of any other error; where it happened is in the log.
+        WorkerError: another error was raised; its type and its stack are in the log.
 
     """
     try:
         yield
     except WorkerError:
         raise
-    except Exception as error:  # noqa: BLE001 - that is what it is for
+    except Exception as error:  # noqa: BLE001 - whatever was raised may hold a message
         log.error(
             "unexpected",
             error=type(error).__name__,
@@ -40,9 +43,9 @@ def private_errors() -> Iterator[None]:
 
 
 def log_stacks() -> None:
-    """Log the stack of every thread: files, lines and functions, never a value."""
+    """Log the stack of every thread of this process."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    for ident, frame in sys._current_frames().items():  # noqa: SLF001 - documented for debuggers
+    for ident, frame in sys._current_frames().items():  # noqa: SLF001 - it is documented, for debuggers
         stack = _format(traceback.extract_stack(frame))
         log.error("stack", thread=names.get(ident), stack=stack)
 

@@ -1,23 +1,22 @@
 """`worker replay --processes N`: children label every N-th chunk, the parent writes them in order.
 
-All cut the inputs into the same chunks, and pass over those of the others without decoding them. A
-child hands the outcomes of a chunk to the parent as they will stand in the outputs: a line of JSON,
-then labels and dead letters. Only the parent writes, so outputs, checkpoint and what a kill leaves
-are those of a single process.
+Every process cuts the inputs into the same chunks, and passes over the chunks of the others without
+decoding them. A child sends the outcomes of a chunk to its parent as they will stand in the
+outputs: a line of JSON, then the lines of the labels and of the dead letters. Only the parent
+writes, so outputs, checkpoint and what a kill leaves behind are those of a single process.
 """
 
 from __future__ import annotations
 
 import json
 import selectors
-import socket
-import subprocess
+import time
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from worker.errors import ConfigurationError, WorkerError
-from worker.run.link import start_child
+from worker.children import ChildProcess, child_error, connect_to_parent
+from worker.errors import WorkerError
 from worker.transports.files.writing import ReplayPosition, Totals
 
 if TYPE_CHECKING:
@@ -26,15 +25,19 @@ if TYPE_CHECKING:
     from worker.inference.classifier import Counts
 
 _WAIT_SECONDS: Final = 0.2
-_END_SECONDS: Final = 10.0
-_READ_BYTES: Final = 2**20
-# How many chunks of a child may wait for those before them.
+_EXIT_SECONDS: Final = 10.0
+_EXIT_CHECK_SECONDS: Final = 0.01
+# How many chunks of a child may wait for the chunks before them.
 _CHUNKS_WAITING: Final = 4
-_WRONG_CONFIGURATION: Final = 2
+_CONTINUES: Final = "run the same command again: with -o it continues"
 
 
 class EncodedChunk(NamedTuple):
-    """What a child made of a chunk; `texts` and `computed` are all it has seen and scored so far."""
+    """A chunk that a child has labelled, as lines without their ends.
+
+    `texts` and `computed` count all texts that the child has labelled so far, and those of them
+    that it had to score.
+    """
 
     labels: Sequence[bytes]
     letters: Sequence[bytes]
@@ -44,29 +47,27 @@ class EncodedChunk(NamedTuple):
     computed: int
 
 
-class HandedOver:
-    """The outputs of a child: what it labels goes to the parent."""
+class ParentOutputs:
+    """The outputs of a child: it sends what it labels to its parent, which writes it."""
 
     finished = False
 
     def __init__(self, child: str) -> None:
-        """Take over the socket that the parent has passed on, and begin where the parent stands."""
-        number, descriptor = child.split(":")
-        self.number = int(number)
-        self._socket = socket.socket(fileno=int(descriptor))
-        with self._socket.makefile("rb") as told:
-            self.position = ReplayPosition.model_validate_json(told.readline())
+        """Connect to the parent by the value of `--child`, and begin at the parent's position."""
+        self.child_number, self._socket = connect_to_parent(child)
+        with self._socket.makefile("rb") as received:
+            self.position = ReplayPosition.model_validate_json(received.readline())
         self.totals = Totals()
         self._lines: tuple[Sequence[bytes], Sequence[bytes]] = ((), ())
 
     def write(
         self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
     ) -> None:
-        """Keep the lines of a chunk until it is handed over."""
+        """Keep the lines of a chunk until they are sent."""
         self._lines = (labels, letters)
         self.position = position
 
-    def hand_over(self, bytes_read: int, counts: Counts) -> None:
+    def send(self, bytes_read: int, counts: Counts) -> None:
         """Send the chunk that was written last.
 
         Raises:
@@ -85,35 +86,37 @@ class HandedOver:
         self._socket.sendall(b"".join([json.dumps(head).encode(), b"\n", *labels, *letters]))
 
     def finish(self) -> None:
-        """Do nothing: the parent knows when all is done."""
+        """Do nothing: the parent knows when all inputs are done."""
 
     def close(self) -> None:
-        """Let the parent see that no more comes."""
+        """Close the socket, so that the parent sees that no more chunks come."""
         self._socket.close()
 
 
 class Children:
-    """The processes that label, and what they have labelled."""
+    """The processes that label, and the chunks that they have labelled."""
 
     def __init__(self, number: int, arguments: Sequence[str], position: ReplayPosition) -> None:
-        """Start them at a position; `arguments` are those of this command."""
-        self._children = [_Child(index, arguments, position) for index in range(number)]
+        """Start them at a position; `arguments` are those of this command line."""
+        self._children = [_LabellingChild(index, arguments, position) for index in range(number)]
 
     def __enter__(self) -> Self:
         """Return this."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End those that still run."""
+        """End the children that still run: they hold nothing that is needed any more."""
         for child in self._children:
-            child.end()
+            child.kill()
 
     def chunks(self) -> Iterator[EncodedChunk | None]:
         """Hand out labelled chunks in order, and None now and then, so that signals are served.
 
+        A child that has failed ends this at once, whichever child's chunk comes next.
+
         Raises:
-            ConfigurationError: a child says that something does not fit.
-            WorkerError: a child has ended too early.
+            ConfigurationError: a child has ended because files or settings do not fit.
+            WorkerError: a child has died or failed, or does not end.
 
         """
         number = 0
@@ -122,79 +125,70 @@ class Children:
             if child.labelled:
                 number += 1
                 yield child.labelled.popleft()
-            elif child.ended:
+                continue
+            self._check()
+            if not child.connected:
                 break
-            else:
-                self._listen()
-                yield None
-        for child in self._children:
-            child.check()
+            self._listen()
+            yield None
+        self._wait_for_exits()
 
     @property
     def hit_rate(self) -> float:
-        """Return the share of texts that no child had to score."""
+        """Return the share of texts that no child had to score, from 0 to 1."""
         texts, computed = (sum(c.counts[n] for c in self._children) for n in (0, 1))
         return 1 - computed / texts if texts else 0.0
 
     def _listen(self) -> None:
         with selectors.DefaultSelector() as selector:
             for child in self._children:
-                if not child.ended and len(child.labelled) < _CHUNKS_WAITING:
+                if child.connected and len(child.labelled) < _CHUNKS_WAITING:
                     selector.register(child.socket, selectors.EVENT_READ, child)
             for key, _ in selector.select(_WAIT_SECONDS):
                 key.data.read()
 
+    def _check(self) -> None:
+        """Raise the error of a child that has failed, if one has, without waiting for any."""
+        for child in self._children:
+            if code := child.exit_code:
+                raise child_error(
+                    code,
+                    f"process {child.number} has failed (exit code {code})",
+                    f"see what it says above, then {_CONTINUES}",
+                )
 
-class _Child:
-    """One process that labels its share."""
+    def _wait_for_exits(self) -> None:
+        """Wait until all children have ended well: only then are all chunks known to be there."""
+        ends = time.monotonic() + _EXIT_SECONDS
+        while running := [child for child in self._children if child.exit_code is None]:
+            self._check()
+            if time.monotonic() > ends:
+                raise WorkerError(f"process {running[0].number} does not end", _CONTINUES)
+            time.sleep(_EXIT_CHECK_SECONDS)
+        self._check()
+
+
+class _LabellingChild(ChildProcess):
+    """One process that labels its share of the chunks."""
 
     def __init__(self, number: int, arguments: Sequence[str], position: ReplayPosition) -> None:
+        super().__init__(number, arguments)
         self.labelled: deque[EncodedChunk] = deque()
-        self.ended = False
         self.counts = (0, 0)
-        self._number = number
         self._unread = bytearray()
-        self.socket, self._process = start_child(number, arguments)
+        # A child that has died already is found by its exit code.
         with suppress(BrokenPipeError):
             self.socket.sendall(position.model_dump_json().encode() + b"\n")
 
     def read(self) -> None:
-        """Take what the child has sent."""
-        data = b""
-        # One that died before it read where to begin.
-        with suppress(ConnectionResetError):
-            data = self.socket.recv(_READ_BYTES)
-        self.ended = not data
-        self._unread += data
+        """Take the chunks that the child has sent."""
+        self._unread += self.receive()
         while chunk := self._next():
             self.labelled.append(chunk)
             self.counts = (chunk.texts, chunk.computed)
 
-    def check(self) -> None:
-        """See that the process has come to its end.
-
-        Raises:
-            ConfigurationError: it says that something does not fit.
-            WorkerError: it has died or failed.
-
-        """
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)
-        if code := self._process.poll():
-            kind = ConfigurationError if code == _WRONG_CONFIGURATION else WorkerError
-            raise kind(
-                f"process {self._number} has failed (exit code {code})",
-                "see what it says above, then run the same command again: with -o it continues",
-            )
-
-    def end(self) -> None:
-        """End the process at once, if it still runs: it holds nothing that another needs."""
-        self.socket.close()
-        self._process.kill()
-        self._process.wait()
-
     def _next(self) -> EncodedChunk | None:
-        """Cut the next chunk off what was read, if all of it is there."""
+        """Cut the next chunk off what was read; None if not all of it is there yet."""
         line, found, _ = self._unread.partition(b"\n")
         if not found:
             return None

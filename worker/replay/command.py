@@ -1,4 +1,4 @@
-"""`worker replay`: files or a pipe through the same pipeline as a stream."""
+"""`worker replay`: labels files or a pipe, by the same pipeline as a stream."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from worker import pipeline
-from worker.assembly import fields_of, open_classifier
-from worker.errors import ConfigurationError, WorkerError
-from worker.events.codec import LabelEncoder
+from worker.assembly import collect_garbage_rarely, fields_of, open_classifier
+from worker.errors import ConfigurationError, ExitCode, WorkerError
+from worker.events.encoding import LabelEncoder
 from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
-from worker.replay.children import Children, HandedOver
+from worker.replay.children import Children, ParentOutputs
 from worker.terminal.progress import Progress
 from worker.terminal.sentences import say
 from worker.terminal.signals import StopSignal
@@ -34,26 +34,29 @@ from worker.transports.files.writing import (
     RunIdentity,
     StreamedOutputs,
     checkpoint_of,
-    replacement_of,
+    draft_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from worker.events.codec import Fields
+    from worker.events.decoding import Fields
     from worker.events.records import Outcome
     from worker.inference.artifact import Artifact
     from worker.inference.classifier import Classifier
     from worker.settings.schema import Settings
 
-DONE: Final = 0
-DONE_WITH_DEAD_LETTERS: Final = 3
 _DEAD_LETTERS_WITHOUT_OUTPUT: Final = Path("dead-letters.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayFiles:
-    """What to read and where to write; `output` None is standard output."""
+    """What to read and where to write.
+
+    Without `output`, labels go to standard output. Without `dead_letters`, dead letters go to a file
+    next to the output, or to dead-letters.jsonl where there is none. Without `form`, the format of
+    each input follows from its name.
+    """
 
     inputs: Sequence[str]
     output: Path | None = None
@@ -70,29 +73,30 @@ def replay(
 ) -> int:
     """Label all messages of the inputs; returns the exit code.
 
-    `arguments` are those of this command, for processes of its own; `child` tells one which it is.
+    `arguments` are those of this command line, with which it starts children; `child` is the value
+    of `--child`, which it gives to each of them.
 
     Raises:
-        ConfigurationError: files or settings that do not fit each other, or the run to continue.
-        WorkerError: a file that cannot be read or written, or a model that cannot be used.
+        ConfigurationError: files or settings do not fit each other, or the run to continue.
+        WorkerError: a file cannot be read or written, the model cannot be used, or a child failed.
 
     """
     sources = _sources(files)
     fields = fields_of(settings.input)
     artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
     if child:
-        return _label_share(HandedOver(child), sources, settings, artifact)
+        return _label_shard(ParentOutputs(child), sources, settings, artifact)
     _try_inputs(sources, fields, settings.input.max_bytes)
     outputs = _outputs(files, sources, settings, artifact)
     try:
         if outputs.finished:
             say(f"this run is finished: {_totals(outputs)}; start it anew with --overwrite")
-            return DONE
+            return ExitCode.DONE
         if outputs.totals.labelled or outputs.totals.dead_letters:
             say(f"continuing after {_totals(outputs)}")
         processes = _processes(files, settings)
         work = (
-            partial(_collect, processes, arguments, outputs)
+            partial(_label_with_children, processes, arguments, outputs)
             if processes > 1
             else partial(
                 _label,
@@ -106,7 +110,7 @@ def replay(
 
 
 def _processes(files: ReplayFiles, settings: Settings) -> int:
-    """Return how many processes label; only one can read from a pipe."""
+    """Return how many processes label: only one can read from a pipe or a device."""
     if settings.run.processes > 1 and not all(
         path != STANDARD_INPUT and _is_plain(Path(path)) for path in files.inputs
     ):
@@ -125,33 +129,35 @@ def _transport(
     return FileTransport(sources, fields, max_bytes, outputs, encoder)
 
 
-def _label_share(
-    outputs: HandedOver, sources: Sequence[InputSource], settings: Settings, artifact: Artifact
+def _label_shard(
+    outputs: ParentOutputs, sources: Sequence[InputSource], settings: Settings, artifact: Artifact
 ) -> int:
-    """Label what is this child's share, and hand it to the parent."""
+    """Label the chunks of this child, and send them to the parent; returns the exit code."""
     transport = _transport(sources, settings, artifact, outputs)
-    transport.shard = Shard(outputs.number, settings.run.processes)
+    transport.shard = Shard(outputs.child_number, settings.run.processes)
     classifier = open_classifier(settings, artifact)
+    collect_garbage_rarely()
 
     def completed(chunk: FileChunk, outcomes: Sequence[Outcome]) -> None:  # noqa: ARG001 - the pipeline's form
-        outputs.hand_over(chunk.bytes_read, classifier.counts)
+        outputs.send(chunk.bytes_read, classifier.counts)
 
     try:
         pipeline.run(transport, classifier, completed=completed, stopping=lambda: False)
     finally:
         outputs.close()
         classifier.close()
-    return DONE
+    return ExitCode.DONE
 
 
 def _label(
-    transport: FileTransport, classifier: Classifier, watch: _ReplayProgress, stop: StopSignal
+    transport: FileTransport, classifier: Classifier, progress: _InputProgress, stop: StopSignal
 ) -> bool:
-    """Label all in this process; returns whether that came to its end."""
+    """Label all chunks in this process; returns whether the inputs came to their end."""
+    collect_garbage_rarely()
 
     def completed(chunk: FileChunk, outcomes: Sequence[Outcome]) -> None:
         hit_rate = classifier.counts.hit_rate
-        watch.completed(len(outcomes), chunk.position, chunk.bytes_read, hit_rate)
+        progress.completed(len(outcomes), chunk.position, chunk.bytes_read, hit_rate)
 
     try:
         return pipeline.run(
@@ -161,48 +167,48 @@ def _label(
         classifier.close()
 
 
-def _collect(
+def _label_with_children(
     processes: int,
     arguments: Sequence[str],
     outputs: Outputs,
-    watch: _ReplayProgress,
+    progress: _InputProgress,
     stop: StopSignal,
 ) -> bool:
-    """Let children label, and write what they did; returns whether that came to its end."""
+    """Let children label, and write it in order; returns whether the inputs came to their end."""
     with Children(processes, arguments, outputs.position) as children:
         for chunk in children.chunks():
             if chunk is not None:
                 outputs.write(chunk.labels, chunk.letters, chunk.position)
                 number = len(chunk.labels) + len(chunk.letters)
-                watch.completed(number, chunk.position, chunk.bytes_read, children.hit_rate)
+                progress.completed(number, chunk.position, chunk.bytes_read, children.hit_rate)
             if stop.received is not None:
                 return False
     return True
 
 
 def _run(
-    files: ReplayFiles, outputs: Outputs, work: Callable[[_ReplayProgress, StopSignal], bool]
+    files: ReplayFiles, outputs: Outputs, work: Callable[[_InputProgress, StopSignal], bool]
 ) -> int:
-    watch = _ReplayProgress(files.inputs, outputs)
+    progress = _InputProgress(files.inputs, outputs)
     with StopSignal() as stop:
         try:
-            ended = work(watch, stop)
+            ended = work(progress, stop)
             if ended:
                 outputs.finish()
         finally:
-            watch.close()
+            progress.close()
     if not ended:
         say(f"interrupted after {_totals(outputs)}; {_how_to_continue(outputs)}")
         return stop.exit_code
-    say(f"done: {_totals(outputs)}, {watch.summary()}")
+    say(f"done: {_totals(outputs)}, {progress.summary()}")
     if outputs.totals.dead_letters:
         say(f"dead letters, with the reason for each: {_dead_letters(files)}")
-        return DONE_WITH_DEAD_LETTERS
-    return DONE
+        return ExitCode.DONE_WITH_DEAD_LETTERS
+    return ExitCode.DONE
 
 
-class _ReplayProgress:
-    """Follows a replay and tells how it is coming along."""
+class _InputProgress:
+    """Shows how far into its inputs a replay is."""
 
     def __init__(self, inputs: Sequence[str], outputs: Outputs) -> None:
         self._sizes = [_size(path) for path in inputs]
@@ -249,7 +255,7 @@ def _sources(files: ReplayFiles) -> list[InputSource]:
 
 
 def _check_paths(files: ReplayFiles) -> None:
-    """Check that all inputs are there, and that no file has two parts to play.
+    """Check that all inputs are there, and that no file is read and written, or written twice.
 
     Raises:
         ConfigurationError: an input is missing or a folder, or two of the files are the same.
@@ -262,7 +268,7 @@ def _check_paths(files: ReplayFiles) -> None:
     written = [_dead_letters(files)]
     if files.output is not None:
         checkpoint = checkpoint_of(files.output)
-        written += [files.output, checkpoint, replacement_of(checkpoint)]
+        written += [files.output, checkpoint, draft_of(checkpoint)]
     for path in [*inputs, *map(str, written)]:
         identity = _identity_of(path, must_exist=path in inputs)
         if identity in parts:
@@ -274,7 +280,7 @@ def _check_paths(files: ReplayFiles) -> None:
 
 
 def _identity_of(path: str, *, must_exist: bool) -> object:
-    """Return what tells a file from others, also under another name; a device is never one."""
+    """Return what two names of one file have in common; a device differs even from itself."""
     try:
         status = os.stat(path)  # noqa: PTH116 - the path is as the user gave it
     except FileNotFoundError:
@@ -289,7 +295,7 @@ def _identity_of(path: str, *, must_exist: bool) -> object:
 
 
 def _readable(name: str) -> str:
-    """Return a file's name as text, whatever bytes it has."""
+    """Return a file's name as text; each byte that is not UTF-8 becomes an escape."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -320,7 +326,13 @@ def _outputs(
 
 
 def _try_inputs(sources: Sequence[InputSource], fields: Fields, max_bytes: int) -> None:
-    """Open each file once, so that a header without texts is told before any work."""
+    """Open each file once, so that a header without a column of texts is an error before any work.
+
+    Raises:
+        ConfigurationError: a header has no column of texts.
+        WorkerError: a file cannot be read.
+
+    """
     for source in sources:
         if source.path != STANDARD_INPUT and _is_plain(Path(source.path)):
             InputFile(source.path, source.form, fields, max_bytes, FilePosition()).close()

@@ -19,10 +19,14 @@ _CLOSING_SECONDS: Final = 2.0
 
 
 class Watchdog:
-    """A thread that expects a beat from each turn of the loop."""
+    """A thread that expects a beat from each turn of the loop, and else ends the process.
+
+    Each of its two times is only stored by others and only read by its thread, so that neither a
+    signal handler nor a thread can undo what another has stored.
+    """
 
     def __init__(self, stuck_seconds: float, in_hand: Callable[[], bool]) -> None:
-        """Watch for a turn that takes `stuck_seconds`; `in_hand` tells of unfinished work."""
+        """Expect no turn to take `stuck_seconds`; `in_hand` says whether work is unfinished."""
         self._stuck_seconds = stuck_seconds
         self._in_hand = in_hand
         self._beat = time.monotonic()
@@ -31,7 +35,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
-        """Start to watch."""
+        """Start to watch; a time to stop by that was set before holds."""
         self.beat()
         self._thread.start()
         return self
@@ -47,11 +51,14 @@ class Watchdog:
         return time.monotonic() - self._beat
 
     def beat(self) -> None:
-        """Tell that the loop goes round."""
+        """Note that the loop has gone round."""
         self._beat = time.monotonic()
 
     def stop_by(self, ends: float) -> None:
-        """End the process at a point of the monotonic clock, plus what closing takes."""
+        """End the process 2 s after a point of the monotonic clock; callable at any time.
+
+        The 2 s are for closing. The exit code is 1 if work is unfinished then, and else 0.
+        """
         self._stop_by = ends + _CLOSING_SECONDS
 
     def _watch(self) -> None:

@@ -1,1 +1,1 @@
-"""What the worker tells of itself: logs and progress. Never a text, never a user id."""
+"""Metrics and health: what the worker reports about itself while it runs."""

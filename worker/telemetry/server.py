@@ -1,12 +1,12 @@
-"""Metrics and health over HTTP, from a thread beside the work.
+"""Serves metrics and health over HTTP, from a thread beside the work.
 
     /metrics    for Prometheus, as text or OpenMetrics
-    /healthz    200 while every process is live, else 503: start the worker again
-    /readyz     200 while every process is ready, else 503: a roll-out waits, chat does not
+    /healthz    200 while every process is live, else 503: the worker should be started again
+    /readyz     200 while every process is ready, else 503: a roll-out should wait
 
-One address speaks for all processes, so one that fails fails the whole: it has partitions that
-wait. Whatever a client does, the work goes on: each request has a thread of its own and ends within
-seconds, and of too many the oldest is cut off.
+One address answers for all processes. If one process fails, the answer is 503, since its partitions
+wait. Clients cannot disturb the work: each connection has a thread of its own and is cut off after
+10 seconds, and of more than 32 connections the oldest are cut off.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from prometheus_client import CollectorRegistry, MetricsHandler
 
+from worker.addresses import address_of, host_and_port
 from worker.errors import ConfigurationError
 from worker.logs.logger import log
+from worker.telemetry.exposition import families
 from worker.telemetry.health import OFF
-from worker.telemetry.metrics import families
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,11 +49,11 @@ _HIGHEST_PORT: Final = 65535
 
 @contextmanager
 def serving(listen: str, statuses: Statuses) -> Iterator[str | None]:
-    """Answer requests as long as the context lasts, at the address of `run.listen`, or "off".
+    """Answer requests at `listen`, which is host:port or "off", as long as the context lasts.
 
-    `statuses` is called by any thread, must not block, and has every process that should run.
-    Yields the address in use, with the port that the system chose where port 0 was asked for; None
-    where nothing listens.
+    `statuses` returns the status of every process that should run; it is called by any thread and
+    must not block. Yields host:port, with the port that the system chose for port 0, or None where
+    `listen` is "off".
 
     Raises:
         ConfigurationError: the address is taken, or cannot be used.
@@ -76,14 +77,14 @@ def serving(listen: str, statuses: Statuses) -> Iterator[str | None]:
 
 
 def _listen(listen: str, statuses: Statuses) -> _Server:
-    host, _, port = listen.rpartition(":")
+    host, port = host_and_port(listen)
     advice = "set run.listen to another host:port, or to off"
-    if int(port) > _HIGHEST_PORT:
+    if port > _HIGHEST_PORT:
         raise ConfigurationError(f"{listen} has a port above {_HIGHEST_PORT}", advice)
     try:
         family, *_, address = socket.getaddrinfo(
-            host.removeprefix("[").removesuffix("]"),
-            int(port),
+            host,
+            port,
             type=socket.SOCK_STREAM,
             flags=socket.AI_PASSIVE,
         )[0]
@@ -94,7 +95,7 @@ def _listen(listen: str, statuses: Statuses) -> _Server:
 
 
 class _Collector:
-    """What Prometheus' library asks for metrics."""
+    """Gives the library of Prometheus the metrics when it asks for them."""
 
     def __init__(self, statuses: Statuses) -> None:
         self._statuses = statuses
@@ -103,15 +104,15 @@ class _Collector:
         return families(self._statuses())
 
 
-# Not http.server's: that one looks up the name of its host, for which it may wait long.
+# The server of http.server would look up the name of its host, which may take long.
 class _Server(ThreadingTCPServer):
-    """Listens from the start; a thread for each connection."""
+    """Listens as soon as it is created, and has a thread for each connection."""
 
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = _CONNECTIONS
 
-    def __init__(self, family: int, address: Any, statuses: Statuses) -> None:  # noqa: ANN401 - by family
+    def __init__(self, family: int, address: Any, statuses: Statuses) -> None:  # noqa: ANN401 - its type depends on the family
         self.address_family = family
         self.statuses = statuses
         self.registry = CollectorRegistry(support_collectors_without_names=True)
@@ -122,39 +123,37 @@ class _Server(ThreadingTCPServer):
 
     @property
     def address(self) -> str:
-        """Return host and port as in a URL."""
+        """Return host:port as it is written in a URL."""
         host, port, *_ = self.server_address
-        return (
-            f"[{host!s}]:{port}" if self.address_family == socket.AF_INET6 else f"{host!s}:{port}"
-        )
+        return address_of(str(host), port)
 
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the base's
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the type is that of the base class
         """Remember when a connection began, and give it a thread."""
         with self._lock:
             self._begun[request] = time.monotonic()
         super().process_request(request, client_address)
 
-    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401 - the base's
-        """Forget a connection, then close it: nothing else may be cut off in its place."""
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401 - the type is that of the base class
+        """Forget a connection before it is closed, since the system may then reuse its number."""
         with self._lock:
             self._begun.pop(request, None)
         super().shutdown_request(request)
 
     def cut_off(self, begun_before: float) -> None:
-        """End connections that began before a point of the monotonic clock, and surplus ones."""
+        """End the connections that began before a time of the monotonic clock, and surplus ones."""
         with self._lock:
             surplus = len(self._begun) - _CONNECTIONS
-            for place, (connection, begun) in enumerate(self._begun.items()):
-                if place < surplus or begun < begun_before:
+            for index, (connection, begun) in enumerate(self._begun.items()):
+                if index < surplus or begun < begun_before:
                     with suppress(OSError):
                         connection.shutdown(socket.SHUT_RDWR)
 
     def service_actions(self) -> None:
-        """Cut off what is late; called after each connection, and several times a second."""
+        """Cut off late connections; the base class calls this several times a second."""
         self.cut_off(time.monotonic() - _REQUEST_SECONDS)
 
-    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - the base's
-        """Log what is a fault of ours; clients that go away are not."""
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - the base class names it
+        """Log errors of ours; that a client goes away is none."""
         error = sys.exception()
         if not isinstance(error, OSError):
             log.warning("a request for metrics or health failed", error=type(error).__name__)
@@ -165,18 +164,18 @@ class _Handler(MetricsHandler):
 
     server: _Server
 
-    def do_GET(self) -> None:  # noqa: N802 - the base's
+    def do_GET(self) -> None:  # noqa: N802 - the base class calls it by this name
         """Answer with metrics or health."""
         path = self.path.partition("?")[0]
         if path == "/metrics":
             self.registry = self.server.registry
             super().do_GET()
         elif path in _CHECKS:
-            self._tell_health(_CHECKS[path])
+            self._send_health(_CHECKS[path])
         else:
             self.send_error(HTTPStatus.NOT_FOUND, explain="There are /metrics, /healthz, /readyz.")
 
-    def _tell_health(self, aspect: Literal["live", "ready"]) -> None:
+    def _send_health(self, aspect: Literal["live", "ready"]) -> None:
         statuses = self.server.statuses()
         failing = [status for status in statuses if not getattr(status, aspect)]
         reasons = [

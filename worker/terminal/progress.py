@@ -1,4 +1,4 @@
-"""How a long command is coming along: a bar on a terminal, a plain line now and then otherwise."""
+"""Shows how far a long command is: by a bar on a terminal, and else by a line every 10 seconds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SECONDS_BETWEEN_LINES: Final = 10.0
 
 
 class Progress:
-    """Progress in bytes of input, with messages a second and the cache's hit rate."""
+    """Shows progress in bytes of input, with messages a second and the hit rate of the cache."""
 
     def __init__(self, total_bytes: int | None, done_bytes: int = 0) -> None:
-        """Start at `done_bytes` of a total; None where the total is not known."""
+        """Start at `done_bytes` of `total_bytes`, which is None where nobody knows it."""
         self._total = total_bytes
         self._first = self._done = done_bytes
-        self._started = self._told = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._messages = 0
         self._bar = (
             tqdm(
@@ -44,7 +44,10 @@ class Progress:
         return self._messages / max(time.monotonic() - self._started, 1e-9)
 
     def update(self, messages: int, done_bytes: int, hit_rate: float) -> None:
-        """Tell how many more messages are done, and how far into the input that is."""
+        """Count messages that are done now; in all, `done_bytes` of the input are done.
+
+        `hit_rate` is the share of texts so far that a cache answered, from 0 to 1.
+        """
         self._messages += messages
         if self._bar is not None:
             self._bar.set_postfix_str(
@@ -53,8 +56,8 @@ class Progress:
             self._bar.update(done_bytes - self._done)
         self._done = done_bytes
         now = time.monotonic()
-        if self._bar is None and now - self._told >= _SECONDS_BETWEEN_LINES:
-            self._told = now
+        if self._bar is None and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
             say(self._line(hit_rate))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Sentences for whoever sits at a terminal, and text from anywhere, made fit for one."""
+"""Sentences for people at a terminal, and text from anywhere, made fit to be shown there."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _TURNS_TEXT_AROUND: Final = frozenset(
 
 
 def say(sentence: str) -> None:
-    """Print a sentence on standard error; where that is full or closed, work goes on."""
+    """Print a sentence on standard error; where that is full or closed, the sentence is lost."""
     with suppress(OSError):
         print(sentence, file=sys.stderr, flush=True)
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number of things as people write it."""
+    """Return a number and the noun for so many things, such as `2 records`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def escaped(text: str) -> str:
-    """Return a text without what controls a terminal, whole; JSON stays JSON."""
+    """Return the whole text with what controls a terminal escaped, so that JSON stays JSON."""
     if text.isprintable():
         return text
     return "".join(
@@ -35,7 +35,7 @@ def escaped(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text fit for a terminal: one line, not too long, nothing that controls it."""
+    """Return a text as one line that is not too long and holds nothing that controls a terminal."""
     clean = "".join(" " if _controls(char) else char for char in text)
     return clean if len(clean) <= _TEXT_WIDTH else f"{clean[: _TEXT_WIDTH - 1]}…"
 

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from worker.errors import ConfigurationError, WorkerError
-from worker.events.codec import Fields, split_row
+from worker.events.decoding import Fields, split_row
 from worker.events.records import Event, FilePlace, Record
 from worker.transports.files import reading
 from worker.transports.files.reading import (

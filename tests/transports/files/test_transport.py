@@ -18,7 +18,8 @@ from tests.transports.contract import (
     value_of,
 )
 from worker.errors import ConfigurationError, WorkerError
-from worker.events.codec import Fields, LabelEncoder
+from worker.events.decoding import Fields
+from worker.events.encoding import LabelEncoder
 from worker.transports.files import transport
 from worker.transports.files.reading import Format
 from worker.transports.files.transport import FileTransport, InputSource
@@ -111,7 +112,7 @@ class TestFileTransport(TransportContract):
         _limit_file_size(resource.RLIM_INFINITY)
 
 
-def test_what_no_checkpoint_vouches_for_is_cut_off(tmp_path: Path) -> None:
+def test_bytes_beyond_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
     harness = FileHarness(tmp_path)
     consumer = harness.consumer()
     chunk = next(consumer.chunks())
@@ -153,9 +154,9 @@ def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
     harness.close()
 
 
-def test_another_model_is_told_of(tmp_path: Path) -> None:
+def test_another_model_is_an_error(tmp_path: Path) -> None:
     open_outputs(tmp_path / "out", tmp_path / "dead").close()
-    with pytest.raises(ConfigurationError, match="the model or its thresholds are others"):
+    with pytest.raises(ConfigurationError, match="its model or thresholds are different"):
         open_outputs(tmp_path / "out", tmp_path / "dead", model="4567")
 
 
@@ -169,7 +170,7 @@ def test_a_checkpoint_that_is_none_is_an_error(tmp_path: Path, content: str) -> 
 
 def test_a_file_of_someone_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("precious", encoding="utf-8")
-    with pytest.raises(ConfigurationError, match="exists, and is not of a run"):
+    with pytest.raises(ConfigurationError, match="exists, and does not belong to a run"):
         open_outputs(tmp_path / "out", tmp_path / "dead")
     assert (tmp_path / "out").read_text(encoding="utf-8") == "precious"
 
@@ -186,7 +187,7 @@ def test_dead_letters_of_someone_else_are_not_touched_when_the_first_one_comes(
     consumer = harness.consumer()
     harness.letters.write_text("precious", encoding="utf-8")
     chunk = next(consumer.chunks())
-    with pytest.raises(ConfigurationError, match="exists, and is not of a run"):
+    with pytest.raises(ConfigurationError, match="exists, and does not belong to a run"):
         consumer.complete(chunk, outcomes_of(chunk))
     harness.close()
     harness.consumer()

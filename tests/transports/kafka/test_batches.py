@@ -13,7 +13,7 @@ from kafka.partitioner.default import DefaultPartitioner
 from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
-from worker.transports.kafka.batches import SentBatch, content_of, failures, fill, send
+from worker.transports.kafka.batches import SentRecordBatch, content_of, failures, fill, send
 from worker.transports.kafka.records import ProducerRecord
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class Producer:
         return {p.partition: list(batches) for p, batches in self._accumulator._batches.items()}
 
 
-def sent_by(producer: Producer, *sent: ProducerRecord) -> tuple[list[SentBatch], list[int]]:
-    batches: list[SentBatch] = []
+def sent_by(producer: Producer, *sent: ProducerRecord) -> tuple[list[SentRecordBatch], list[int]]:
+    batches: list[SentRecordBatch] = []
     places = {("events", 0, number): message for number, message in enumerate(sent)}
     too_large = send(producer, places, batches, lambda: None)
     return batches, [offset for _, _, offset in too_large]
@@ -140,11 +140,11 @@ def test_what_does_not_fit_a_batch_fills_the_next_in_order(sizes: list[int]) -> 
     batches, _ = sent_by(producer, *(keyed(b"key", value) for value in values))
     waiting = producer.waiting()[0]
     assert [value for batch in waiting for _, value in records_of(batch)] == values
-    assert [place for batch in batches for place in batch.places] == [
+    assert [place for batch in batches for place in batch.sources] == [
         ("events", 0, number) for number in range(len(values))
     ]
     sizes_written = [len(batch.records.buffer()) for batch in waiting]
-    counts = [len(batch.places) for batch in batches]
+    counts = [len(batch.sources) for batch in batches]
     assert all(
         size <= BATCH_BYTES or count == 1 for size, count in zip(sizes_written, counts, strict=True)
     )
@@ -155,7 +155,7 @@ def test_a_message_larger_than_the_client_may_send_is_named_and_the_others_are_s
     large = keyed(b"key", b"-" * 1000)
     batches, too_large = sent_by(producer, keyed(b"key"), large, keyed(b"key"))
     assert too_large == [1]
-    assert [offset for batch in batches for _, _, offset in batch.places] == [0, 2]
+    assert [offset for batch in batches for _, _, offset in batch.sources] == [0, 2]
 
 
 def test_each_record_has_the_outcome_of_its_batch() -> None:

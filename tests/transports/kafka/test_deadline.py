@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.events.codec import LabelEncoder, decode_text
+from worker.events.decoding import decode_text
+from worker.events.encoding import LabelEncoder
 from worker.settings.schema import KafkaSettings
 from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.deadline import Deadline

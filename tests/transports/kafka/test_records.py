@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kafka.consumer.fetcher import ConsumerRecord
 
 from tests.classifications import classified
-from worker.events.codec import LabelEncoder
+from worker.events.encoding import LabelEncoder
 from worker.events.records import DeadLetter, ErrorKind, Event, LabelledEvent, TopicPlace
 from worker.transports.kafka import records
 from worker.transports.kafka.records import (

@@ -1,4 +1,4 @@
-"""Reading records from files: lines of bounded length, rows, four formats, gzip.
+"""Reads records from files: JSON lines, plain text, CSV or TSV, each of them also packed by gzip.
 
 A line longer than the limit comes in pieces, so that memory stays bounded and no byte is lost.
 """
@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from worker.errors import ConfigurationError, WorkerError
-from worker.events.codec import decode_text, json_decoder, row_decoder, split_row
+from worker.events.decoding import decode_text, json_decoder, row_decoder, split_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from worker.events.codec import Decoder, Fields
+    from worker.events.decoding import Decoder, Fields
 
 STANDARD_INPUT: Final = "-"
 _READ_BYTES: Final = 2**16
-# A quote that never closes makes the next so many lines be read twice.
+# A quote that never closes makes up to this many lines be read twice.
 _ROW_LINES: Final = 1000
 _QUOTE: Final = ord('"')
 _UNREADABLE: Final = (OSError, EOFError, zlib.error)
@@ -51,24 +51,33 @@ _FORMAT_OF_SUFFIX: Final = {
 }
 
 
+def format_of_suffix(path: Path) -> Format | None:
+    """Return the format that a file's suffix names, in upper or lower case; None if it names none."""
+    return _FORMAT_OF_SUFFIX.get(path.suffix.lower())
+
+
 def format_of(path: str) -> Format:
-    """Tell a file's format from its name, `.gz` aside.
+    """Return a file's format by the suffix of its name; a `.gz` at the end does not count.
 
     Raises:
-        ConfigurationError: the name does not tell.
+        ConfigurationError: the suffix names no format.
 
     """
-    suffix = Path(path.removesuffix(".gz")).suffix.lower()
-    if suffix not in _FORMAT_OF_SUFFIX:
+    form = format_of_suffix(Path(path.removesuffix(".gz")))
+    if form is None:
         name = "standard input" if path == STANDARD_INPUT else path
         raise ConfigurationError(
             f"cannot tell the format of {name}", f"say --format {'|'.join(Format)}"
         )
-    return _FORMAT_OF_SUFFIX[suffix]
+    return form
 
 
 class FilePosition(NamedTuple):
-    """Where reading goes on: bytes of the unpacked file, lines read, pieces of the next line."""
+    """Where reading goes on.
+
+    `offset` counts the bytes of the unpacked file before it, `line` the whole lines, and `part` the
+    pieces of the next line.
+    """
 
     offset: int = 0
     line: int = 0
@@ -76,7 +85,7 @@ class FilePosition(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line without its newline, or the `part`-th piece of one, from 1 (0: all of it)."""
+    """A line without its newline (`part` is 0), or a piece of a long one (`part` counts from 1)."""
 
     data: bytes
     number: int
@@ -88,7 +97,7 @@ class LineReader:
     """Reads lines of a binary file from a position on."""
 
     def __init__(self, file: IO[bytes], limit: int, start: FilePosition) -> None:
-        """Read from a position that a line gave as its end; the file stands there already."""
+        """Read lines of up to `limit` bytes; the file stands at `start`, where a line ended."""
         self._file = file
         self._limit = limit
         self._buffer = b""
@@ -96,7 +105,7 @@ class LineReader:
         self._position = start
 
     def ready(self, seconds: float) -> bool:
-        """Wait for something to read, where a pipe has nothing; tell whether there is."""
+        """Return whether there is something to read; an empty pipe is waited for so long."""
         if self._buffer.find(b"\n", self._cursor) >= 0:
             return True
         try:
@@ -105,7 +114,7 @@ class LineReader:
             return True
 
     def next_line(self) -> Line | None:
-        """Return the next line or piece of a line, None at the end of the file."""
+        """Return the next line or piece of a line; None at the end of the file."""
         window = self._limit + 1
         while (newline := self._buffer.find(b"\n", self._cursor, self._cursor + window)) < 0:
             if len(self._buffer) - self._cursor >= window or not self._fill():
@@ -139,7 +148,7 @@ class LineReader:
 
 
 class InputFile:
-    """One input, opened at a position: its records as bytes, and what decodes them."""
+    """One input, opened at a position: it yields records as bytes, and `decode` decodes one."""
 
     def __init__(
         self, path: str, form: Format, fields: Fields, limit: int, start: FilePosition
@@ -173,19 +182,19 @@ class InputFile:
             raise
 
     def ready(self, seconds: float) -> bool:
-        """Wait for a record for so long at most; tell whether one can be read."""
+        """Return whether a record can be read; an empty pipe is waited for so long."""
         return bool(self._pushed_back) or self._lines.ready(seconds)
 
     def bytes_read(self) -> int:
-        """Return how many bytes of the file, packed where it is, were read; 0 for a pipe."""
+        """Return how many bytes of the file were read, before they were unpacked; 0 for a pipe."""
         packed = getattr(self._file, "fileobj", self._file)
         return int(packed.tell()) if packed.seekable() else 0
 
     def rows(self) -> Iterator[Line]:
-        """Yield records; blank lines are none, except in plain text.
+        """Yield the records; a blank line is one in plain text only.
 
         Raises:
-            WorkerError: the file cannot be read on.
+            WorkerError: the rest of the file cannot be read.
 
         """
         try:
@@ -212,9 +221,9 @@ class InputFile:
     def _whole_row(self, first: Line) -> Line:
         """Join the lines of a row that has a line end inside quotes.
 
-        Where the quotes never close within the limit and a thousand lines, or do so in the middle of a field, the first
-        line stands alone, to become a dead letter, and the next one is read anew: one stray quote
-        costs one row.
+        The first line stands alone, and becomes a dead letter, where the quotes do not close
+        within the limit of bytes and a thousand lines, or close in the middle of a field. The lines
+        after it are read anew, so that one stray quote costs one row.
         """
         lines = [first]
         size = len(first.data)
@@ -255,9 +264,10 @@ class InputFile:
 
 
 def ends_inside_quotes(line: bytes, *, inside: bool) -> bool:
-    """Tell whether a CSV line ends inside a quoted field, given whether it starts inside one.
+    """Return whether a CSV line ends inside a quoted field, given whether it starts inside one.
 
-    As RFC 4180 has it: a field is quoted only if it starts with a quote; two quotes are one.
+    The rules are those of RFC 4180: a field is quoted only if it starts with a quote, and two
+    quotes inside it stand for one.
     """
     cursor = 0
     while cursor < len(line):

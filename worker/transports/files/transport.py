@@ -1,11 +1,12 @@
-"""Files as a transport: messages from files or a pipe, outcomes to files or standard output."""
+"""Files as a transport: it reads events from files or a pipe, and writes outcomes to outputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from worker.events.codec import Fields, LabelEncoder, encode_dead_letter
+from worker.defaults import CHUNK_RECORDS
+from worker.events.encoding import LabelEncoder, encode_dead_letter
 from worker.events.records import DeadLetter, ErrorKind, FilePlace, Item, LabelledEvent, Record
 from worker.transports.files.reading import InputFile
 from worker.transports.files.writing import ReplayPosition
@@ -13,11 +14,11 @@ from worker.transports.files.writing import ReplayPosition
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from worker.events.decoding import Fields
     from worker.events.records import Outcome
     from worker.transports.files.reading import Format, Line
     from worker.transports.files.writing import Outputs
 
-CHUNK_RECORDS: Final = 2048
 CHUNK_BYTES: Final = 256 * 2**10
 IDLE_SECONDS: Final = 0.2
 
@@ -58,7 +59,7 @@ class FileTransport:
         outputs: Outputs,
         encoder: LabelEncoder,
     ) -> None:
-        """Go on from where the outputs stand; lines over `max_bytes` become dead letters."""
+        """Continue at the position of the outputs; lines over `max_bytes` become dead letters."""
         self._sources = sources
         self._fields = fields
         self._max_bytes = max_bytes
@@ -93,7 +94,7 @@ class FileTransport:
             position = end
 
     def complete(self, chunk: FileChunk, outcomes: Sequence[Outcome]) -> None:
-        """Append the outcomes, sync them, and note the position.
+        """Append the outcomes to the outputs, and move to the position after the chunk.
 
         Raises:
             WorkerError: an output cannot be written; the position did not move.
@@ -113,7 +114,10 @@ class FileTransport:
     def _cut(
         self, file: InputFile, begin: ReplayPosition
     ) -> Iterator[tuple[Sequence[Line], ReplayPosition]]:
-        """Cut one input into lines and the position after them; the last, maybe none, end it."""
+        """Yield the lines of each chunk of an input, and the position after it.
+
+        The position after the last chunk, which may be empty, is in the next input.
+        """
         rows = file.rows()
         lines: list[Line] = []
         size = 0

@@ -1,9 +1,9 @@
-"""Output files that survive kill -9: appended, synced, then vouched for by a checkpoint.
+"""Output files that survive kill -9: they are appended to and synced, and then a checkpoint moves.
 
-The checkpoint says how far inputs were read and outputs written, and for which run. It is
-replaced as a whole, after the outputs are on disk. What an output holds beyond it, from a chunk
-that a kill cut short, is cut off before going on; so the end is byte-identical to that of an
-undisturbed run.
+The checkpoint says for which run the files are, how far its inputs were read, and how far its
+outputs were written. It is replaced as a whole, after the outputs are on disk. A kill may leave
+bytes of a chunk behind that in an output. A run that continues cuts them off first, so that in the
+end the outputs are byte for byte those of a run that was never disturbed.
 """
 
 from __future__ import annotations
@@ -12,21 +12,23 @@ import fcntl
 import hashlib
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Literal, Protocol
 
 from pydantic import ValidationError
 
+from worker.durable import replaced
 from worker.errors import ConfigurationError, WorkerError
 from worker.strict import Strict
 from worker.transports.files.reading import FilePosition
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _READ_BYTES: Final = 2**20
 _EMPTY_SHA256: Final = hashlib.sha256().hexdigest()
+_CONTINUES: Final = "run the same command again once there is room: it continues"
 
 
 class RunIdentity(Strict):
@@ -52,7 +54,7 @@ class ReplayPosition(Strict):
 
 
 class Totals(Strict):
-    """What became of the records so far, over all sittings of a run."""
+    """How many records a run has labelled and dead-lettered, also before it was interrupted."""
 
     labelled: int = 0
     dead_letters: int = 0
@@ -69,7 +71,7 @@ class _Checkpoint(Strict):
     position: ReplayPosition = ReplayPosition()
     labels: _Written = _Written()
     letters: _Written = _Written()
-    # Before the first dead letter, a file of that name is someone else's.
+    # Until the run has a dead letter, a file of that name belongs to someone else.
     letters_begun: bool = False
     totals: Totals = Totals()
     finished: bool = False
@@ -84,11 +86,11 @@ class Outputs(Protocol):
 
     @property
     def totals(self) -> Totals:
-        """Return what became of the records so far."""
+        """Return how many records were labelled and dead-lettered so far."""
 
     @property
     def finished(self) -> bool:
-        """Tell whether the run is done."""
+        """Return whether the run is done."""
 
     def write(
         self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
@@ -129,14 +131,14 @@ class StreamedOutputs:
     def write(
         self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
     ) -> None:
-        """Append lines; the dead letters first, so that none is missing where labels go on."""
+        """Append lines; dead letters go first, so that none is missing before a later label."""
         if letters:
             if self._letters is None:
                 self._letters = _open_append(self._letters_path, fcntl.LOCK_SH)
-            with _ExplainedWriteErrors(self._letters_path):
+            with _explained_write_errors(self._letters_path):
                 self._letters.write(_lines(letters))
                 self._letters.flush()
-        with _ExplainedWriteErrors(self._labels_path):
+        with _explained_write_errors(self._labels_path):
             self._labels.write(_lines(labels))
             self._labels.flush()
         self.position = position
@@ -150,7 +152,7 @@ class StreamedOutputs:
         """Close the files; standard output stays open."""
         for file in (self._letters, self._labels):
             if file is not None and file is not getattr(sys.stdout, "buffer", None):
-                # What could not be written was said already.
+                # That something could not be written has been reported already.
                 with suppress(OSError):
                     file.close()
 
@@ -159,7 +161,7 @@ class CheckpointedOutputs:
     """Labels and dead letters in files that a killed run continues, byte for byte."""
 
     def __init__(self, labels: Path, letters: Path, run: RunIdentity, *, overwrite: bool) -> None:
-        """Find out how far the run has come, and cut off what no checkpoint vouches for.
+        """Read how far the run has come, and cut off what the outputs hold beyond that.
 
         Raises:
             ConfigurationError: the files belong to another run, or to none.
@@ -183,12 +185,12 @@ class CheckpointedOutputs:
 
     @property
     def totals(self) -> Totals:
-        """Return what became of the records so far."""
+        """Return how many records were labelled and dead-lettered so far."""
         return self._checkpoint.totals
 
     @property
     def finished(self) -> bool:
-        """Tell whether the run is done."""
+        """Return whether the run is done."""
         return self._checkpoint.finished
 
     def write(
@@ -273,7 +275,7 @@ class _AppendFile:
         return _Written(bytes=self._bytes, sha256=self._digest.hexdigest())
 
     def open(self) -> None:
-        """Open the file, make it where there is none, and lock other runs out."""
+        """Open the file, or create it, and lock other runs out."""
         if self._file is None:
             self._file = _open_append(self._path, fcntl.LOCK_EX)
 
@@ -282,7 +284,7 @@ class _AppendFile:
         if self._file is None:
             return
         self._digest, self._bytes = hashlib.sha256(), 0
-        with _ExplainedWriteErrors(self._path), self._path.open("rb") as file:
+        with _explained_write_errors(self._path), self._path.open("rb") as file:
             while block := file.read(min(_READ_BYTES, written.bytes - self._bytes)):
                 self._digest.update(block)
                 self._bytes += len(block)
@@ -293,19 +295,17 @@ class _AppendFile:
             )
 
     def cut(self, written: _Written) -> None:
-        """Cut off what is beyond, after a check."""
+        """Cut off what stands behind the bytes that were written, after a check of these."""
         self.check(written)
         if self._file is not None:
-            with _ExplainedWriteErrors(self._path):
+            with _explained_write_errors(self._path):
                 os.ftruncate(self._file.fileno(), written.bytes)
 
     def append(self, data: bytes) -> None:
-        """Append and sync."""
+        """Append bytes, and sync the file."""
         if self._file is None or not data:
             return
-        with _ExplainedWriteErrors(
-            self._path, "run the same command again once there is room: it continues"
-        ):
+        with _explained_write_errors(self._path, _CONTINUES):
             self._file.write(data)
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -314,28 +314,29 @@ class _AppendFile:
 
     def close(self) -> None:
         if self._file is not None:
-            # What could not be written was said already.
+            # That something could not be written has been reported already.
             with suppress(OSError):
                 self._file.close()
             self._file = None
 
 
-class _ExplainedWriteErrors:
-    """Turns the errors of a file that is being written into a sentence."""
+@contextmanager
+def _explained_write_errors(
+    path: Path, advice: str = "check the path, its rights and the room"
+) -> Iterator[None]:
+    """Turn the error of a file that cannot be written into a sentence.
 
-    def __init__(self, path: Path, advice: str = "check the path, its rights and the room") -> None:
-        self._path = path
-        self._advice = advice
+    Raises:
+        WorkerError: in place of any error of the system but one: where the reader of standard
+            output has seen enough, the pipe is broken, and the command ends in silence.
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        # A reader of standard output that has seen enough is no error to tell of.
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-            raise WorkerError(
-                f"cannot write {self._path}: {error.strerror}", self._advice
-            ) from None
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise WorkerError(f"cannot write {path}: {error.strerror}", advice) from None
 
 
 def _read_checkpoint(path: Path) -> _Checkpoint | None:
@@ -351,22 +352,13 @@ def _read_checkpoint(path: Path) -> _Checkpoint | None:
 
 
 def _write_checkpoint(path: Path, checkpoint: _Checkpoint) -> None:
-    new = replacement_of(path)
-    with _ExplainedWriteErrors(path, "run the same command again once there is room: it continues"):
-        with new.open("w", encoding="utf-8") as file:
-            file.write(checkpoint.model_dump_json(indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    content = checkpoint.model_dump_json(indent=1) + "\n"
+    with _explained_write_errors(path, _CONTINUES), replaced(path, draft_of(path)) as file:
+        file.write(content.encode())
 
 
-def replacement_of(checkpoint: Path) -> Path:
-    """Return where a checkpoint is written before it takes its place."""
+def draft_of(checkpoint: Path) -> Path:
+    """Return the path at which a checkpoint is written before it is renamed."""
     return checkpoint.with_name(checkpoint.name + ".new")
 
 
@@ -374,14 +366,14 @@ def _compare(path: Path, before: RunIdentity, now: RunIdentity) -> None:
     if before == now:
         return
     if before.inputs != now.inputs:
-        problem = "the inputs are others, or have changed"
+        problem = "its inputs are different files, or have changed"
     elif before.model != now.model:
-        problem = "the model or its thresholds are others"
+        problem = "its model or thresholds are different"
     else:
         names = [name for name in now.options if before.options.get(name) != now.options[name]]
-        problem = f"options are others ({', '.join(names)})"
+        problem = f"it has different options ({', '.join(names)})"
     raise ConfigurationError(
-        f"{path} is of another run: {problem}",
+        f"{path} belongs to another run: {problem}",
         "run the same command on the same files, name another -o, or start anew with --overwrite",
     )
 
@@ -390,14 +382,14 @@ def _refuse_foreign(*paths: Path) -> None:
     for path in paths:
         if path.exists() and path.stat().st_size:
             raise ConfigurationError(
-                f"{path} exists, and is not of a run that can be continued",
+                f"{path} exists, and does not belong to a run that can be continued",
                 "name another file, or start anew with --overwrite",
             )
 
 
 def _open_append(path: Path, lock: int) -> IO[bytes]:
-    """Open a file to append to, and lock it: alone, or with others that only append."""
-    with _ExplainedWriteErrors(path):
+    """Open a file to append to; LOCK_EX locks it for one run, LOCK_SH for all that append."""
+    with _explained_write_errors(path):
         file = path.open("ab")
     try:
         fcntl.flock(file, lock | fcntl.LOCK_NB)
@@ -410,12 +402,12 @@ def _open_append(path: Path, lock: int) -> IO[bytes]:
 
 
 def _open_new(path: Path, overwrite: bool) -> IO[bytes]:  # noqa: FBT001 - private, named by its one caller
-    """Open a file for a run that keeps no checkpoint; one of an earlier run does not fit it."""
+    """Open and empty a file for a run without checkpoint, and remove that of an earlier run."""
     if not overwrite:
         _refuse_foreign(path)
     file = _open_append(path, fcntl.LOCK_EX)
     if path.is_file():
-        with _ExplainedWriteErrors(path):
+        with _explained_write_errors(path):
             file.truncate(0)
             checkpoint_of(path).unlink(missing_ok=True)
     return file
@@ -428,7 +420,7 @@ def _standard_output() -> IO[bytes]:
 
 
 def checkpoint_of(labels: Path) -> Path:
-    """Return where the checkpoint of an output stands."""
+    """Return the path of the checkpoint of an output."""
     return labels.with_name(labels.name + ".checkpoint")
 
 

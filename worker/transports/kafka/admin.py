@@ -1,13 +1,15 @@
-"""BrokerQueries to the brokers, asked again while these are not ready to answer."""
+"""Queries to the brokers, which are repeated while the brokers are not ready to answer."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource
+
+from worker.transports.kafka.client_internals import ask_broker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,13 +29,13 @@ _NO_COORDINATOR: Final = (
 
 @dataclass(frozen=True, slots=True)
 class BrokerQueries:
-    """Asks by an admin client; no question for much longer than some seconds."""
+    """Asks by an admin client, and repeats a question for `seconds` at most."""
 
     admin: KafkaAdminClient
     seconds: float
 
     def ask(self, question: Callable[[], T], good: Callable[[T], bool] = lambda _: True) -> T:
-        """Ask until the answer is good, or the time is over.
+        """Ask until the answer is good or the time is over, and return the last answer.
 
         Raises:
             KafkaError: the brokers did not answer in time, or refuse.
@@ -53,7 +55,7 @@ class BrokerQueries:
     def configs(
         self, kind: str, names: Sequence[str], keys: Sequence[str]
     ) -> dict[str, dict[str, str]]:
-        """Return configs by the name of what has them: none where they may not be read.
+        """Return the configs `keys` of each resource, by its name; none where they may not be read.
 
         Raises:
             KafkaError: the brokers do not answer.
@@ -75,18 +77,9 @@ class BrokerQueries:
             KafkaError: the brokers do not answer.
 
         """
-        # The admin client has public calls only for what it is to get.
-        manager = self.admin._manager  # noqa: SLF001 - as above
-
-        async def send() -> Any:  # noqa: ANN401 - has no types
-            node = None
-            if coordinator:
-                kind, key = coordinator
-                node = await self.admin._find_coordinator_id(key, kind)  # noqa: SLF001 - as above
-            return await manager.send(request, node_id=node)
 
         def answer() -> type[kafka_errors.KafkaError]:
-            code = manager.run(send).error_code
+            code = ask_broker(self.admin, request, coordinator).error_code
             error: type[kafka_errors.KafkaError] = kafka_errors.for_code(code)
             if issubclass(error, kafka_errors.RetriableError):
                 raise error

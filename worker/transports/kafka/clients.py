@@ -1,4 +1,4 @@
-"""Kafka clients made from the settings, and sentences of ours for what they raise.
+"""Creates Kafka clients from the settings, and says in our own sentences what they raise.
 
 kafka-python's own messages may quote records and secrets, so they are never passed on.
 """
@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import errors as kafka_errors
-from kafka.consumer.fetcher import Fetcher
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.net.compat import KafkaNetClient
 from kafka.structs import MemberState
 
 from worker.errors import ConfigurationError, WorkerError
-from worker.transports.kafka.deadline import milliseconds
+from worker.transports.kafka.client_internals import (
+    create_client,
+    fetch_only_when_asked,
+    forget_paused_records,
+    rejoin_where_forgotten,
+)
+from worker.transports.kafka.durations import in_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from kafka.structs import ConsumerGroupMetadata
@@ -30,10 +34,10 @@ if TYPE_CHECKING:
 
     from worker.settings.schema import KafkaSettings
 
-# Its log quotes records and is explained_kafka_errors in sentences of ours anyway.
+# Its log quotes records. What it says that matters reaches people in sentences of ours.
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
-# What the brokers, or someone who manages them, can set right while the worker waits.
+# What the errors mean that brokers, or someone who manages them, can set right while we wait.
 _SENTENCES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (kafka_errors.SaslAuthenticationFailedError, "the brokers refuse the credentials"),
     (kafka_errors.UnsupportedSaslMechanismError, "the brokers do not offer this SASL mechanism"),
@@ -47,7 +51,7 @@ _SENTENCES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (kafka_errors.CommitFailedError, "the partitions have gone to another worker"),
     (kafka_errors.NotEnoughReplicasError, "too few replicas are in sync"),
     (kafka_errors.NotEnoughReplicasAfterAppendError, "too few replicas are in sync"),
-    # Also what a wrong password, a certificate or a missing topic looks like from here.
+    # A wrong password, a certificate or a missing topic also looks like this from here.
     (
         kafka_errors.KafkaTimeoutError,
         "the brokers do not answer: they are away, refuse our credentials, or lack a topic",
@@ -80,7 +84,7 @@ def explained_kafka_errors() -> Iterator[None]:
         raise WorkerError(sentence(error), "`worker check` says more") from None
 
 
-def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa: ANN401 - its options
+def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa: ANN401 - options of the client, of many types
     """Return a consumer of the group; it has not joined yet.
 
     Raises:
@@ -92,7 +96,7 @@ def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa
         if settings.assignment == "cooperative"
         else RangePartitionAssignor
     )
-    consumer = _new_client(
+    consumer = create_client(
         KafkaConsumer,
         **(
             client_options(settings)
@@ -100,74 +104,31 @@ def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa
                 "group_id": settings.group,
                 "enable_auto_commit": False,
                 "isolation_level": "read_committed",
-                # Where to start is for us to decide: see positions.
+                # `positions` decides where a group starts.
                 "auto_offset_reset": "none",
                 "allow_auto_create_topics": False,
                 "partition_assignment_strategy": [assignor],
                 "max_poll_records": settings.chunk_records,
-                "max_poll_interval_ms": milliseconds(settings.max_poll_interval_seconds),
-                "session_timeout_ms": milliseconds(settings.session_timeout_seconds),
-                "heartbeat_interval_ms": milliseconds(min(3, settings.session_timeout_seconds / 4)),
+                "max_poll_interval_ms": in_ms(settings.max_poll_interval_seconds),
+                "session_timeout_ms": in_ms(settings.session_timeout_seconds),
+                "heartbeat_interval_ms": in_ms(min(3, settings.session_timeout_seconds / 4)),
                 "metrics_enabled": False,
             }
             | more
         ),
     )
-    consumer._fetcher.__class__ = _Fetcher  # noqa: SLF001 - nothing public leads there
+    fetch_only_when_asked(consumer)
     return consumer
 
 
-def fetch_ahead(consumer: KafkaConsumer) -> None:
-    """Ask for records of all partitions of which none are here, for the next poll to find."""
-    consumer._fetcher.send_fetches()  # noqa: SLF001 - as above
-
-
-class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka-python has no types
-    """Records of a fetch that raise again at what cannot be decoded.
-
-    The client's own would be empty from then on, and its poll would never return.
-    """
-
-    def take(self, n: int | None = None) -> list[Any]:
-        """Return the next records."""
-        try:
-            records: list[Any] = super().take(n)
-        except Exception as error:
-            self._next_inline_exception = error
-            raise
-        return records
-
-
-class _Fetcher(Fetcher):  # type: ignore[misc]  # kafka-python has no types
-    """Asks for records when explained_kafka_errors to, or when a poll finds none.
-
-    The client's own asks whenever a poll gives records away. The answer has what came until then,
-    and grows old while those are labelled.
-    """
-
-    PartitionRecords = _Records
-
-    def fetch_records(
-        self,
-        max_records: int | None = None,
-        update_offsets: bool = True,  # noqa: FBT001, FBT002 - the client's signature
-        timeout_ms: float | None = None,
-    ) -> Any:  # noqa: ANN401 - as above
-        """Return records that are here, by partition, and whether there is nothing to wait for."""
-        records, _ = self.fetched_records(max_records, update_offsets=update_offsets)
-        if records:
-            return records, False
-        return super().fetch_records(max_records, update_offsets, timeout_ms)
-
-
-def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa: ANN401 - its options
+def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa: ANN401 - options of the client, of many types
     """Return an idempotent producer.
 
     Raises:
         KafkaError: the brokers do not answer, or refuse.
 
     """
-    return _new_client(
+    return create_client(
         KafkaProducer,
         **(
             client_options(settings)
@@ -178,11 +139,11 @@ def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa
                 "compression_type": None
                 if settings.compression == "none"
                 else settings.compression,
-                # Records wait for the flush that ends every chunk.
+                # Records wait so long at most; the flush that ends every chunk sends them before.
                 "linger_ms": 100,
                 "batch_size": 128 * 1024,
                 "max_request_size": settings.max_message_bytes,
-                "max_block_ms": milliseconds(settings.request_timeout_seconds),
+                "max_block_ms": in_ms(settings.request_timeout_seconds),
                 "retry_backoff_ms": 20,
                 "metrics_enabled": False,
             }
@@ -198,35 +159,18 @@ def new_admin(settings: KafkaSettings) -> KafkaAdminClient:
         KafkaError: the brokers do not answer, or refuse.
 
     """
-    return _new_client(KafkaAdminClient, **client_options(settings))
-
-
-def _new_client(kind: Callable[..., Any], **options: Any) -> Any:  # noqa: ANN401 - as above
-    """Make a client; where it cannot connect, end the thread that kafka-python leaves behind."""
-    networks: list[KafkaNetClient] = []
-
-    def network(**more: Any) -> KafkaNetClient:  # noqa: ANN401 - as above
-        networks.append(KafkaNetClient(**more))
-        return networks[-1]
-
-    try:
-        return kind(**options, kafka_client=network)
-    except kafka_errors.KafkaError:
-        for each in networks:
-            each.close()
-        raise
+    return create_client(KafkaAdminClient, **client_options(settings))
 
 
 def is_member(consumer: KafkaConsumer, group: ConsumerGroupMetadata) -> bool:
     """Return whether what a poll has just returned is ours by the group of that moment.
 
     A join goes on while polls end early, and its new generation shows before the new assignment
-    is taken over: records of the old one would be committed as if they were still ours. Where the
-    topic's metadata settles meanwhile, the client even forgets that it was joining, for good; then
-    it is explained_kafka_errors to join again.
+    is taken over: records of the old one would be committed as if they were still ours. A consumer
+    that has forgotten that it was joining is made to join again.
     """
-    if group.state == MemberState.REBALANCING and not consumer._coordinator.need_rejoin():  # noqa: SLF001 - nothing public brings it back
-        consumer._coordinator.request_rejoin()  # noqa: SLF001 - as above
+    if group.state == MemberState.REBALANCING:
+        rejoin_where_forgotten(consumer)
     stable = group.state == MemberState.STABLE
     return stable and group.generation_id >= 0 and bool(group.member_id)
 
@@ -234,11 +178,9 @@ def is_member(consumer: KafkaConsumer, group: ConsumerGroupMetadata) -> bool:
 def resume(consumer: KafkaConsumer) -> None:
     """Let all partitions be read on from where they stand, whether or not they were paused.
 
-    The client keeps aside what it had fetched of a paused partition, and puts it back only as long
-    as nothing else came meanwhile. If it does not, it fetches nothing more of that partition.
+    What had been fetched of them is forgotten, and fetched again.
     """
-    consumer._fetcher._paused_completed_fetches.clear()  # noqa: SLF001 - nothing public drops it
-    consumer._fetcher._paused_partition_records.clear()  # noqa: SLF001 - as above
+    forget_paused_records(consumer)
     consumer.resume(*consumer.assignment())
 
 
@@ -254,9 +196,9 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
     options: dict[str, Any] = {
         "bootstrap_servers": list(settings.brokers),
         "client_id": settings.client_id,
-        "request_timeout_ms": milliseconds(settings.request_timeout_seconds),
-        "bootstrap_timeout_ms": milliseconds(settings.request_timeout_seconds),
-        # How soon partitions are seen that were added.
+        "request_timeout_ms": in_ms(settings.request_timeout_seconds),
+        "bootstrap_timeout_ms": in_ms(settings.request_timeout_seconds),
+        # Partitions that were added are seen after so long at most.
         "metadata_max_age_ms": 30_000,
         "security_protocol": ("SASL_" if secure else "") + ("SSL" if tls.enabled else "PLAINTEXT"),
     }

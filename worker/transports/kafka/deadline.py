@@ -58,8 +58,3 @@ class Deadline:
         while not (done := wait(min(_SLICE_SECONDS, self.remaining))) and self.remaining:
             pass
         return done
-
-
-def milliseconds(seconds: float) -> int:
-    """Return a duration as kafka-python takes it; it takes 0 for not waiting at all."""
-    return int(seconds * 1000)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Records: TypeAlias = Mapping[TopicPartition, Sequence[ConsumerRecord]]
     Offsets: TypeAlias = dict[TopicPartition, OffsetAndMetadata]
 
-# Where work was begun so often and never ended, records go one by one.
+# Where work has begun so often and has not ended, records go one by one.
 DEATHS_BEFORE_CARE: Final = 3
 
 
@@ -32,9 +32,9 @@ DEATHS_BEFORE_CARE: Final = 3
 class Mark:
     """What is kept beside a committed offset.
 
-    `partitions` is the topic's number when the group began; `starts` counts how often a chunk that
-    ended before `until` was begun here and not finished; `alone` tells that the last of them held
-    the one record at this offset; `by` is the process that began it.
+    `partitions` is how many the topic had when the group began. `starts` counts how often a chunk
+    that ended before the offset `until` was begun here and not finished. `alone` is true where the
+    last of them held only the record at this offset. `by` is the process that began it.
     """
 
     partitions: int = 0
@@ -45,7 +45,7 @@ class Mark:
 
     @classmethod
     def read(cls, text: str | None) -> Mark:
-        """Read a mark; what another tool has written says nothing."""
+        """Return the mark that a text holds, or an empty one where another tool has written it."""
         nothing = cls()
         try:
             mark = cls(**json.loads(text or "{}"))

@@ -10,12 +10,14 @@ from kafka import errors as kafka_errors
 
 from worker.errors import WorkerError
 from worker.logs.logger import log
+from worker.transports.kafka.client_internals import read_committed
 from worker.transports.kafka.clients import new_consumer
+from worker.transports.kafka.durations import in_ms
 from worker.transports.kafka.marks import Mark
 from worker.transports.kafka.records import GROUP, own_headers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from kafka import KafkaConsumer
     from kafka.structs import OffsetAndMetadata
@@ -24,38 +26,20 @@ if TYPE_CHECKING:
 
     Commit: TypeAlias = Callable[[Mapping[TopicPartition, OffsetAndMetadata]], None]
 
-# Of each partition of the output topic, where a group that has labelled is known by its labels.
+# So many labels at the end of each output partition are searched for those of a group, which shows
+# that it has labelled before.
 _LAST_LABELS: Final = 100
-
-
-def read_committed(
-    consumer: KafkaConsumer, partitions: Iterable[TopicPartition], timeout: float
-) -> dict[TopicPartition, OffsetAndMetadata | None]:
-    """Return what the group has committed, from the broker, all of one moment.
-
-    Asked for one by one, as the public call does, a group that begins meanwhile would seem to have
-    begun without some of its partitions.
-
-    Raises:
-        KafkaError: the broker does not answer in time.
-
-    """
-    coordinator = consumer._coordinator  # noqa: SLF001 - as above
-    # An answer that came too late for an earlier call would be taken for this one's.
-    coordinator._offset_fetch_futures.clear()  # noqa: SLF001 - as above
-    wanted = list(partitions)
-    committed = coordinator.fetch_committed_offsets(wanted, timeout_ms=int(timeout * 1000))
-    return {partition: committed.get(partition) for partition in wanted}
 
 
 def establish_starts(
     consumer: KafkaConsumer, settings: KafkaSettings, commit: Commit, timeout: float
 ) -> bool:
-    """Commit a first position for assigned partitions that have none; False: not now.
+    """Commit a first position for assigned partitions that have none.
 
-    A new group begins everywhere at once, where the settings say: the worker that holds the first
-    partition commits for all. A partition without a commit in a group that is known was added
-    later, and begins at its earliest record.
+    A new group begins in all partitions at once, where the settings say: the worker that holds the
+    first partition commits for all, and for the other workers this returns False until it has. In a
+    group that has commits, a partition without one was added later, and begins at its earliest
+    record. The timeout is in seconds, for each call of the brokers.
 
     Raises:
         WorkerError: the group is known, but its commits are gone.
@@ -72,7 +56,7 @@ def establish_starts(
             return False
         _refuse_known_group(settings, timeout)
         ends = consumer.beginning_offsets if settings.start == "earliest" else consumer.end_offsets
-        begin = ends(everything, timeout_ms=int(timeout * 1000))
+        begin = ends(everything, timeout_ms=in_ms(timeout))
         starts = {p: Mark(topics[p.topic]).at(offset) for p, offset in begin.items()}
         commit(starts)
         log.info("group begins", group=settings.group, start=settings.start)
@@ -102,12 +86,12 @@ def _added_later(
     for partition in missing:
         if partition.partition < began_with.get(partition.topic, 0):
             raise _gone(settings, f"partition {partition.partition} of {partition.topic}")
-    begin = consumer.beginning_offsets(missing, timeout_ms=int(timeout * 1000))
+    begin = consumer.beginning_offsets(missing, timeout_ms=in_ms(timeout))
     return {p: Mark(began_with.get(p.topic, 0)).at(offset) for p, offset in begin.items()}
 
 
 def _refuse_known_group(settings: KafkaSettings, timeout: float) -> None:
-    """Refuse to begin anew with a group that has labelled: its commits have expired.
+    """Refuse a group without commits that has labelled before, since its commits have expired.
 
     Raises:
         WorkerError: some of the last labels on the output topic are of this group.
@@ -141,22 +125,24 @@ def seek_into_range(
     commit: Commit,
     timeout: float,
 ) -> int:
-    """Go on from the earliest record where retention has overtaken; returns how many are lost.
+    """Go on from the earliest record where retention has deleted those at the offsets.
+
+    Returns how many records are lost.
 
     Raises:
         WorkerError: an offset is beyond the end of its partition.
         KafkaError: the brokers do not answer.
 
     """
-    begin = consumer.beginning_offsets(list(offsets), timeout_ms=int(timeout * 1000))
+    begin = consumer.beginning_offsets(list(offsets), timeout_ms=in_ms(timeout))
     for partition, offset in offsets.items():
-        place = f"partition {partition.partition} of {partition.topic}"
+        where = f"partition {partition.partition} of {partition.topic}"
         if offset > begin[partition]:
             raise lost_offsets(
-                f"the committed offset {offset} is beyond the end of {place}: it was made anew or "
+                f"the committed offset {offset} is beyond the end of {where}: it was made anew or "
                 "has lost records"
             )
-    # A gap is told of once: when nobody comes to it again.
+    # The gap is logged after the commit, so that no other worker comes to it and logs it again.
     before = read_committed(consumer, offsets, timeout)
     marks = {p: Mark.read(commit.metadata if commit else None) for p, commit in before.items()}
     commit({p: mark.passed(begin[p]).at(begin[p]) for p, mark in marks.items()})
@@ -173,7 +159,7 @@ def seek_into_range(
 
 
 def lost_offsets(problem: str) -> WorkerError:
-    """Return the error for a group whose offsets are no good."""
+    """Return the error for a group whose offsets cannot be used."""
     return WorkerError(
         problem,
         "set the group's offsets with kafka-consumer-groups --reset-offsets, then start the "

@@ -1,9 +1,9 @@
-"""Publishing a chunk: at least once, or exactly once in a transaction with its positions.
+"""Publishes a chunk at least once, or exactly once in a transaction with its positions.
 
-Both keep what kafka-python 3.0.12 was seen to need. A send counts only when its own record was
-acknowledged. A producer that has failed once is thrown away, since its state is unknown; closing it
-must be forced, or its thread would go on sending. Calls of a transaction have no bound of their
-own, so we wait on their results ourselves.
+Both publishers do what kafka-python 3.0.12 was seen to need. A record counts as sent only when it
+was itself acknowledged. A producer that has failed once is thrown away, since its state is unknown;
+it is closed by force, or its thread would go on sending. The client's calls of a transaction have no
+time limit of their own, so we wait on their results ourselves.
 """
 
 from __future__ import annotations
@@ -20,8 +20,15 @@ from kafka import errors as kafka_errors
 from worker.logs.logger import log
 from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.batches import failures, send
+from worker.transports.kafka.client_internals import (
+    begin_commit,
+    begin_sending_offsets,
+    close_by_force,
+    commit_without_waiting,
+)
 from worker.transports.kafka.clients import new_producer, sentence
-from worker.transports.kafka.deadline import Deadline, milliseconds
+from worker.transports.kafka.deadline import Deadline
+from worker.transports.kafka.durations import in_ms, in_ms_at_least_one
 from worker.transports.kafka.publication import RefusedError
 
 if TYPE_CHECKING:
@@ -33,13 +40,13 @@ if TYPE_CHECKING:
     from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
     from worker.settings.schema import KafkaSettings
-    from worker.transports.kafka.batches import SentBatch
+    from worker.transports.kafka.batches import SentRecordBatch
     from worker.transports.kafka.publication import Coordinates, Publication
     from worker.transports.kafka.records import ProducerRecord
 
     Positions: TypeAlias = Mapping[TopicPartition, OffsetAndMetadata]
 
-# A record that the broker, or the client's own size check, will never take.
+# The broker, or the client's own size check, will never take a record that fails with these.
 _REFUSALS: Final = (
     kafka_errors.MessageSizeTooLargeError,
     kafka_errors.RecordListTooLargeError,
@@ -53,6 +60,14 @@ _FENCED_WITHIN_SECONDS: Final = 60.0
 _LONGEST_BACKOFF: Final = 10.0
 _SHARE_OF_TIMEOUT: Final = 0.8
 _COMMIT_SECONDS: Final = 5.0
+
+
+class _Send(Protocol):
+    """A record, or a record batch, that was handed to a producer."""
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether it has succeeded or failed."""
 
 
 class Publisher(Protocol):
@@ -73,9 +88,9 @@ class Publisher(Protocol):
         group: ConsumerGroupMetadata,
         deadline: Deadline,
     ) -> None:
-        """Publish messages, see each acknowledged, and commit positions, within a deadline.
+        """Publish records, wait until each is acknowledged, and commit positions, by a deadline.
 
-        The commit may still be under way on return: see it through with `finish_commit` before the next call.
+        The commit may still be under way on return: call `finish_commit` before the next call.
 
         Raises:
             ChunkAbandonedError: not everything was done, or it is not known to be.
@@ -83,7 +98,7 @@ class Publisher(Protocol):
         """
 
     def finish_commit(self, deadline: Deadline) -> None:
-        """See committed what was published last, within a deadline.
+        """Wait until what was published last is committed, by a deadline.
 
         Raises:
             ChunkAbandonedError: it is not, or not known to be.
@@ -91,26 +106,29 @@ class Publisher(Protocol):
         """
 
     def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
-        """Learn from where records come again; those of other partitions do not."""
+        """Take note of the offsets from which records come again, by partition.
+
+        Records of other partitions do not come again.
+        """
 
     def close(self) -> None:
-        """Let the producer go, with whatever it still holds."""
+        """Close the producer, whatever it still holds."""
 
 
 class AtLeastOnce:
     """Sends, waits for every acknowledgement, then commits the positions.
 
-    The commit is under way while the next chunk is fetched and labelled, which is not sent before
-    the commit is done. What was acknowledged and not committed is remembered, and not sent again by
-    this process; and nothing is sent while an earlier send is undecided.
+    The commit goes on while the next chunk is fetched and labelled; that chunk is not sent before
+    the commit is done. This process remembers what was acknowledged and not committed, and does not
+    send it again. It sends nothing while it is undecided whether earlier records were taken.
     """
 
     def __init__(self, settings: KafkaSettings, consumer: Callable[[], KafkaConsumer]) -> None:
-        """Start without a producer: `prepare` makes it."""
+        """Start without a producer, which `prepare` creates."""
         self._settings = settings
         self._consumer = consumer
         self._producer: KafkaProducer | None = None
-        self._sent: list[SentBatch] = []
+        self._sent: list[SentRecordBatch] = []
         self._acknowledged: set[Coordinates] = set()
         # The commit that is under way, and what it commits.
         self._commit: Future | None = None
@@ -118,16 +136,16 @@ class AtLeastOnce:
         self._committing: AbstractSet[Coordinates] = frozenset()
 
     def prepare(self, timeout: float) -> bool:
-        """See the contract."""
+        """Do as `Publisher` says."""
         with suppress(ChunkAbandonedError):
-            # And not again: the partitions may have gone meanwhile.
+            # It is not tried again, since the partitions may have gone to another worker meanwhile.
             self._await_commit(Deadline(timeout))
         if self._producer is None:
-            # Undecided sends end with their client, so there is no time limit on them before.
+            # What is undecided is given up with its producer; before that, delivery has no time limit.
             self._producer = new_producer(
                 self._settings,
                 delivery_timeout_ms=2**31 - 1,
-                bootstrap_timeout_ms=int(timeout * 1000),
+                bootstrap_timeout_ms=in_ms(timeout),
             )
         undecided = [batch for batch in self._sent if not batch.is_done]
         if undecided:
@@ -143,7 +161,7 @@ class AtLeastOnce:
         group: ConsumerGroupMetadata,  # noqa: ARG002 - the consumer's own commit is fenced by it
         deadline: Deadline,
     ) -> None:
-        """See the contract."""
+        """Do as `Publisher` says."""
         while True:
             try:
                 self._send(publication, deadline)
@@ -155,13 +173,13 @@ class AtLeastOnce:
                 raise ChunkAbandonedError(sentence(error)) from None
         publication.acknowledged = time.monotonic()
         try:
-            self._commit = commit(self._consumer(), positions)
+            self._commit = commit_without_waiting(self._consumer(), positions)
         except kafka_errors.KafkaError as error:
             raise ChunkAbandonedError(sentence(error)) from None
         self._positions, self._committing = positions, publication.messages.keys()
 
     def finish_commit(self, deadline: Deadline) -> None:
-        """See the contract."""
+        """Do as `Publisher` says."""
         if self._commit is None:
             return
         error = self._await_commit(deadline)
@@ -169,11 +187,11 @@ class AtLeastOnce:
             self._commit_again(deadline)
         elif error is not None:
             raise ChunkAbandonedError(sentence(error))
-        # What was put back for being in other partitions of the same abandoned chunk is kept.
+        # Records of an abandoned chunk that are not part of this commit stay remembered.
         self._acknowledged -= self._committing
 
     def _await_commit(self, deadline: Deadline) -> Exception | None:
-        """Wait until no commit is under way; returns why it has failed, if it has."""
+        """Wait until no commit is under way, and return why it has failed, if it has."""
         under_way, self._commit = self._commit, None
         if under_way is None:
             return None
@@ -185,14 +203,14 @@ class AtLeastOnce:
         return error
 
     def _commit_again(self, deadline: Deadline) -> None:
-        timeout = max(1, milliseconds(min(_COMMIT_SECONDS, deadline.remaining)))
+        timeout = in_ms_at_least_one(min(_COMMIT_SECONDS, deadline.remaining))
         try:
             self._consumer().commit(dict(self._positions), timeout_ms=timeout)
         except kafka_errors.KafkaError as error:
             raise ChunkAbandonedError(sentence(error)) from None
 
     def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
-        """See the contract."""
+        """Do as `Publisher` says."""
         self._acknowledged = {
             (topic, partition, offset)
             for topic, partition, offset in self._acknowledged
@@ -200,7 +218,7 @@ class AtLeastOnce:
         }
 
     def close(self) -> None:
-        """See the contract."""
+        """Do as `Publisher` says."""
         self._discard()
 
     def _send(self, publication: Publication, deadline: Deadline) -> None:
@@ -213,30 +231,33 @@ class AtLeastOnce:
             _raise_failures(sent, too_large)
 
     def _take_stock(self) -> None:
-        """Remember which sends are acknowledged; where one has failed, so has the producer."""
+        """Remember which records are acknowledged; where one has failed, so has the producer."""
         sent, self._sent = self._sent, []
         failed = failures(sent)
         for batch in sent:
-            self._acknowledged.update(set(batch.places) - failed.keys() if failed else batch.places)
+            self._acknowledged.update(
+                set(batch.sources) - failed.keys() if failed else batch.sources
+            )
         if failed:
             self._discard()
 
     def _discard(self) -> None:
-        discard(self._producer)
+        if self._producer is not None:
+            close_by_force(self._producer)
         self._producer = None
 
 
 class ExactlyOnce:
     """Sends and commits the positions in one transaction.
 
-    What counts is the group metadata of the poll that gave the chunk: by it the broker tells a
-    worker that has lost its partitions. The transactional id only has to be unique among the
-    living. After any failure the producer is made anew with the same id, which settles the old
-    transaction one way or the other; where the group stands is then read from the broker.
+    The transaction carries the group metadata of the poll that gave the chunk, by which the broker
+    refuses a worker that has lost its partitions. The transactional id only has to be unique among
+    the workers that run. After any failure a new producer with the same id is created, for which the
+    broker commits or aborts the old transaction; the group's offsets are then read from the broker.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
-        """Start without a producer: `prepare` makes it."""
+        """Start without a producer, which `prepare` creates."""
         self._settings = settings
         self._id = settings.transactional_id or f"{settings.group}-{uuid.uuid4().hex}"
         self._producer: KafkaProducer | None = None
@@ -244,7 +265,7 @@ class ExactlyOnce:
         self._not_before = 0.0
 
     def prepare(self, timeout: float) -> bool:
-        """See the contract."""
+        """Do as `Publisher` says."""
         if self._producer is not None:
             return True
         wait = max(0.0, self._not_before - time.monotonic())
@@ -254,14 +275,14 @@ class ExactlyOnce:
         producer = new_producer(
             self._settings,
             transactional_id=self._id,
-            transaction_timeout_ms=int(self._settings.transaction_timeout_seconds * 1000),
-            max_block_ms=int(timeout * 1000),
-            bootstrap_timeout_ms=int(timeout * 1000),
+            transaction_timeout_ms=in_ms(self._settings.transaction_timeout_seconds),
+            max_block_ms=in_ms(timeout),
+            bootstrap_timeout_ms=in_ms(timeout),
         )
         try:
             producer.init_transactions()
         except kafka_errors.KafkaError:
-            discard(producer)
+            close_by_force(producer)
             raise
         self._producer = producer
         return True
@@ -273,7 +294,7 @@ class ExactlyOnce:
         group: ConsumerGroupMetadata,
         deadline: Deadline,
     ) -> None:
-        """See the contract."""
+        """Do as `Publisher` says."""
         # The broker aborts what takes longer.
         deadline.shorten(self._settings.transaction_timeout_seconds * _SHARE_OF_TIMEOUT)
         while True:
@@ -292,13 +313,13 @@ class ExactlyOnce:
                 raise
 
     def finish_commit(self, deadline: Deadline) -> None:
-        """See the contract: a transaction that is done has committed."""
+        """Do nothing: a transaction that is done has committed."""
 
     def rewound(self, committed: Mapping[TopicPartition, int]) -> None:
-        """See the contract: an aborted transaction leaves nothing to remember."""
+        """Do nothing: an aborted transaction leaves nothing to remember."""
 
     def close(self) -> None:
-        """See the contract."""
+        """Do as `Publisher` says."""
         self._discard()
 
     def _transact(
@@ -313,18 +334,15 @@ class ExactlyOnce:
         producer = self._producer
         producer.begin_transaction()
         for part in publication.parts(self._settings.dead_letter_topic):
-            sent: list[SentBatch] = []
+            sent: list[SentRecordBatch] = []
             too_large = _send_all(producer, part, sent, deadline)
             _raise_failures(sent, too_large)
         publication.acknowledged = time.monotonic()
-        manager = producer._transaction_manager  # noqa: SLF001 - the public calls never time out
-        await_result(
-            producer, manager.send_offsets_to_transaction(dict(positions), group), deadline
-        )
-        await_result(producer, manager.begin_commit(), deadline)
+        await_result(begin_sending_offsets(producer, positions, group), deadline)
+        await_result(begin_commit(producer), deadline)
 
     def _note(self, error: kafka_errors.KafkaError) -> None:
-        """Hold back who was fenced, or two with one id would fence each other without end."""
+        """Hold a producer back that was fenced: two with one id would fence each other for ever."""
         if not isinstance(error, _FENCED):
             return
         now = time.monotonic()
@@ -344,58 +362,39 @@ class ExactlyOnce:
             )
 
     def _discard(self) -> None:
-        discard(self._producer)
+        if self._producer is not None:
+            close_by_force(self._producer)
         self._producer = None
 
 
-def commit(consumer: KafkaConsumer, positions: Positions) -> Future:
-    """Begin to commit; the future fails where the consumer has lost its partitions meanwhile."""
-    # The public call gives the future of something else while it looks for the coordinator.
-    return consumer._coordinator._do_commit_offsets_async(dict(positions))  # noqa: SLF001 - as above
-
-
-def discard(producer: KafkaProducer | None) -> None:
-    """End a producer at once, whatever it still holds."""
-    if producer is None:
-        return
-    # close() alone raises at a record that is still under way, and its thread sends on.
-    producer._sender.force_close()  # noqa: SLF001 - as above
-    producer._sender.join(1)  # noqa: SLF001 - as above
-    try:
-        producer.close(timeout=0)
-    except kafka_errors.KafkaError:
-        producer._closed = True  # noqa: SLF001 - or it is tried again when it is collected
-
-
-def flushed(producer: Any, sends: Collection[Any], seconds: float) -> bool:  # noqa: ANN401 - has no types
-    """Return whether all sends are decided, one way or the other, after some seconds at most."""
+def flushed(producer: KafkaProducer, sends: Collection[_Send], seconds: float) -> bool:
+    """Return whether each send has succeeded or failed, after some seconds at most."""
     with suppress(kafka_errors.KafkaError):
         producer.flush(timeout=seconds)
     return all(each.is_done for each in sends)
 
 
-def await_result(producer: KafkaProducer, result: Any, deadline: Deadline) -> None:  # noqa: ANN401 - has no types
-    """Wait for a call of a transaction, within a deadline.
+def await_result(result: Any, deadline: Deadline) -> None:  # noqa: ANN401 - kafka-python has no types
+    """Wait for what was begun of a transaction, within a deadline.
 
     Raises:
         KafkaTimeoutError: it was not done in time, and may be later.
         KafkaError: it failed.
 
     """
-    producer._sender.wakeup()  # noqa: SLF001 - as above
-    if not deadline.wait(lambda seconds: result.wait(timeout_ms=max(1, milliseconds(seconds)))):
+    if not deadline.wait(lambda seconds: result.wait(timeout_ms=in_ms_at_least_one(seconds))):
         raise kafka_errors.KafkaTimeoutError
 
 
 def _send_all(
-    producer: Any,  # noqa: ANN401 - has no types
+    producer: KafkaProducer,
     messages: Mapping[Coordinates, ProducerRecord],
-    sent: list[SentBatch],
+    sent: list[SentRecordBatch],
     deadline: Deadline,
 ) -> list[Coordinates]:
-    """Send messages and wait until each is decided; what was sent is in `sent`.
+    """Send records, and wait until each has succeeded or failed; `sent` gets their record batches.
 
-    Returns the places of messages that are larger than the client may send.
+    Returns the coordinates of records that are larger than the client may send.
 
     Raises:
         ChunkAbandonedError: some are undecided.
@@ -412,9 +411,9 @@ def _send_all(
     return too_large
 
 
-def _raise_failures(sent: Sequence[SentBatch], too_large: Sequence[Coordinates]) -> None:
+def _raise_failures(sent: Sequence[SentRecordBatch], too_large: Sequence[Coordinates]) -> None:
     failed = failures(sent)
-    refused = {place: error for place, error in failed.items() if isinstance(error, _REFUSALS)}
+    refused = {source: error for source, error in failed.items() if isinstance(error, _REFUSALS)}
     if too_large:
         raise RefusedError(too_large)
     if len(refused) == 1:
@@ -422,7 +421,7 @@ def _raise_failures(sent: Sequence[SentBatch], too_large: Sequence[Coordinates])
         timestamp = isinstance(error, kafka_errors.InvalidTimestampError)
         raise RefusedError(refused, timestamp=timestamp)
     if refused:
-        # The mates of a refused record may fail with the same error.
+        # Records that were sent with a refused one may fail with the same error.
         raise RefusedError(suspects=refused)
     for error in failed.values():
         raise error

@@ -1,19 +1,19 @@
-"""Kafka's records to ours and back: what labels and dead letters look like on their topics.
+"""Turns Kafka's records into ours and back, and defines labels and dead letters on their topics.
 
 Labels carry the key, headers and timestamp of their event, then our own headers, last:
 
-    worker-topic, worker-partition, worker-offset    the event's place: drop duplicates by it
+    worker-topic, worker-partition, worker-offset    where the event was: drop duplicates by it
     worker-model                                     the digest of model and thresholds
     worker-group                                     the consumer group that labelled it
     worker-timestamp                                 only where the broker refused the event's own
 
 Dead letters carry the event's value, key and headers as they were, then `worker-topic`,
 `worker-partition`, `worker-offset`, `worker-timestamp`, `worker-kind` and `worker-reason`. What
-the client cannot send is written as empty bytes, and `worker-nulls` tells what was null: a JSON
-list of "value" and of the positions of headers, from 0. `original_of` reads all that back.
+the client cannot send is written as empty bytes, and `worker-nulls` names what was null: it is a
+JSON list of "value" and of the positions of headers, from 0. `original_of` reads all that back.
 
-What `worker dead-letters redrive` sends back is the event as it was, and `worker-rounds`. On the
-dead-letter topic it leaves records with the header `worker-redrive`, which are no dead letters.
+`worker dead-letters redrive` sends back the event as it was, with the header `worker-rounds`. On
+the dead-letter topic it leaves records with the header `worker-redrive`, which are no dead letters.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from kafka.consumer.fetcher import ConsumerRecord
 
-    from worker.events.codec import LabelEncoder
+    from worker.events.encoding import LabelEncoder
 
 Headers: TypeAlias = "list[tuple[str, bytes]]"
 
@@ -49,17 +49,17 @@ REDRIVE: Final = "worker-redrive"
 
 
 class ProducerRecord(NamedTuple):
-    """What is to be published, and where."""
+    """A record that is to be published, and its topic."""
 
     topic: str
     value: bytes
     key: bytes | None
     headers: Headers
     timestamp: int | None
-    """In milliseconds since the epoch; None is the time of sending."""
+    """The time in milliseconds since the epoch; None stands for the time of sending."""
 
     def with_timestamp_as_header(self) -> ProducerRecord:
-        """Return the message for a broker that does not take its timestamp."""
+        """Return the record for a broker that does not take its timestamp."""
         header = (TIMESTAMP, str(self.timestamp).encode())
         return self._replace(headers=[*self.headers, header], timestamp=None)
 
@@ -76,7 +76,7 @@ class Original:
 
 @dataclass(frozen=True, slots=True)
 class ProducerRecordEncoder:
-    """Writes outcomes as messages."""
+    """Encodes labelled events and dead letters as records to publish."""
 
     labels: LabelEncoder
     output_topic: str
@@ -86,7 +86,7 @@ class ProducerRecordEncoder:
     pass_headers: bool = True
 
     def encode(self, source: ConsumerRecord, outcome: LabelledEvent | DeadLetter) -> ProducerRecord:
-        """Return the message that an outcome becomes."""
+        """Return the record that the outcome of an event becomes."""
         if isinstance(outcome, DeadLetter):
             return self._dead_letter(source, outcome)
         headers = [(k, v or b"") for k, v in source.headers] if self.pass_headers else []
@@ -117,13 +117,13 @@ class ProducerRecordEncoder:
 
 
 def record_of(source: ConsumerRecord) -> Record:
-    """Return what the codec reads."""
+    """Return the record that the codec decodes; a null value is empty there."""
     place = TopicPlace(source.topic, source.partition, source.offset)
     return Record(source.value or b"", place)
 
 
 def own_headers(headers: Sequence[tuple[str, bytes | None]]) -> Mapping[str, str]:
-    """Return the headers that this worker added, by name; where one comes twice, the last."""
+    """Return the headers that this worker added, by name; of a name that repeats, the last."""
     return {
         name: (value or b"").decode("utf-8", "replace")
         for name, value in headers
@@ -132,7 +132,7 @@ def own_headers(headers: Sequence[tuple[str, bytes | None]]) -> Mapping[str, str
 
 
 def original_of(letter: ConsumerRecord) -> Original:
-    """Return the event that became a dead letter, to the byte.
+    """Return the event that became a dead letter, equal to the byte.
 
     Raises:
         ValueError: the record is no dead letter of ours.
@@ -142,7 +142,7 @@ def original_of(letter: ConsumerRecord) -> Original:
     names = [name for name, _ in headers]
     if TOPIC not in names:
         raise ValueError("not a dead letter of this worker")
-    # Ours come last; an event that was labelled or dead before has some of its own.
+    # Ours come last. An event that was itself a label or a dead letter has such headers, too.
     first = len(names) - 1 - names[::-1].index(TOPIC)
     ours = own_headers(headers[first:])
     nulls = json.loads(ours.get(NULLS, "[]"))

@@ -21,20 +21,19 @@ from kafka import errors as kafka_errors
 from worker.errors import WorkerError
 from worker.events.records import DeadLetter, ErrorKind, Skipped
 from worker.transports.base import ChunkAbandonedError
-from worker.transports.kafka.clients import (
+from worker.transports.kafka.client_internals import (
+    close_connections,
     fetch_ahead,
-    is_member,
-    new_consumer,
-    resume,
-    sentence,
+    read_committed,
 )
-from worker.transports.kafka.deadline import Deadline, milliseconds
+from worker.transports.kafka.clients import is_member, new_consumer, resume, sentence
+from worker.transports.kafka.deadline import Deadline
+from worker.transports.kafka.durations import in_ms
 from worker.transports.kafka.marks import BegunWork
 from worker.transports.kafka.pacing import ChunkSize, Retries
 from worker.transports.kafka.positions import (
     establish_starts,
     lost_offsets,
-    read_committed,
     seek_into_range,
 )
 from worker.transports.kafka.publication import Publication
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
     from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
-    from worker.events.codec import Decoder
+    from worker.events.decoding import Decoder
     from worker.events.records import Item, Outcome
     from worker.settings.schema import KafkaSettings
     from worker.transports.kafka.marks import Records
@@ -304,7 +303,7 @@ class KafkaTransport:
         consumer = self._live
         consumer.pause(*consumer.assignment())
         # Membership needs polls; records of a partition that is new here come again.
-        consumer.poll(timeout_ms=milliseconds(_POLL_SECONDS))
+        consumer.poll(timeout_ms=in_ms(_POLL_SECONDS))
         self._see_group(consumer.group_metadata())
         if not self.report.joined:
             return False
@@ -331,7 +330,7 @@ class KafkaTransport:
             time.sleep(max(0.0, self._settings.commit_interval_seconds - since))
         started = time.monotonic()
         size = 1 if self._begun.careful else self._chunk_size.records
-        records = consumer.poll(timeout_ms=milliseconds(_POLL_SECONDS), max_records=size)
+        records = consumer.poll(timeout_ms=in_ms(_POLL_SECONDS), max_records=size)
         # What the commit of these records will be judged by; read later, it would be another's.
         group = consumer.group_metadata()
         polled = time.monotonic()
@@ -429,7 +428,7 @@ class KafkaTransport:
         assigned = self._live.assignment()
         positions = {partition: self._position(partition) for partition in assigned}
         first = TopicPartition(self._settings.input_topics[0], 0)
-        timeout_ms = milliseconds(_CALL_SECONDS)
+        timeout_ms = in_ms(_CALL_SECONDS)
         ends = self._live.end_offsets(assigned or {first}, timeout_ms=timeout_ms)
         self.report.lag = {p: max(0, ends[p] - position) for p, position in positions.items()}
         self.report.problem = None
@@ -439,7 +438,7 @@ class KafkaTransport:
         return KafkaChunk(positions=moved, group=group, polled=now) if moved else KafkaChunk()
 
     def _position(self, partition: TopicPartition) -> int:
-        timeout_ms = milliseconds(_CALL_SECONDS)
+        timeout_ms = in_ms(_CALL_SECONDS)
         return int(self._live.position(partition, timeout_ms=timeout_ms))
 
     def _find_position(self, error: kafka_errors.KafkaError) -> KafkaChunk:
@@ -510,7 +509,7 @@ class KafkaTransport:
         self._begun.forget()
         if consumer is not None:
             with suppress(Exception):  # whatever state it is in
-                consumer.close(autocommit=False, timeout_ms=milliseconds(timeout))
+                consumer.close(autocommit=False, timeout_ms=in_ms(timeout))
             # Where leaving the group fails, that ends before the connections do.
             with suppress(Exception):
-                consumer._client.close()  # noqa: SLF001 - nothing public ends the connections
+                close_connections(consumer)

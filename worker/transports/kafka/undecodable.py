@@ -1,35 +1,37 @@
-"""Batches that the client cannot decode: a wrong checksum, an unknown codec, broken headers.
+"""Record batches that the client cannot decode: a wrong checksum, codec or header.
 
-A consumer that has met one reads nothing else from then on, so each look takes one of its own.
+A consumer that has met one reads nothing else from then on, so each look at a partition takes a
+consumer of its own.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from kafka import TopicPartition
 from kafka import errors as kafka_errors
-from kafka.consumer.fetcher import Fetcher
 
 from worker.errors import WorkerError
+from worker.transports.kafka.client_internals import read_ends_of_batches
 from worker.transports.kafka.clients import new_consumer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+
+    from kafka import TopicPartition
 
     from worker.settings.schema import KafkaSettings
 
-# What the client raises for such a batch; whatever else it fails with may come of one, too.
+# The client raises these for such a record batch, but others may come of one as well.
 UNREADABLE: Final = (kafka_errors.UnsupportedCodecError, kafka_errors.CorruptRecordError)
 _SECONDS_FOR_A_RECORD: Final = 5.0
 
 
 class UndecodableError(WorkerError):
-    """A batch that the client cannot read; the worker must not go past it by itself."""
+    """A record batch that the client cannot read; the worker must not go past it by itself."""
 
     def __init__(self, topic: str, partition: int, offset: int) -> None:
-        """Keep the place."""
+        """Say where the record batch is, and how a person goes past it."""
         super().__init__(
             f"the batch at offset {offset} of partition {partition} of {topic} cannot be decoded",
             "look at it with other tools; to go past it, stop all workers of the group and run: "
@@ -53,7 +55,7 @@ def refuse_undecodable(
 
 
 def readable(settings: KafkaSettings, partition: TopicPartition, offset: int) -> bool:
-    """Return whether the client can decode what comes at an offset; nothing there counts as yes.
+    """Return whether the client can decode what comes at an offset, or nothing comes there.
 
     Raises:
         KafkaError: the brokers do not answer, or refuse.
@@ -72,7 +74,7 @@ def readable(settings: KafkaSettings, partition: TopicPartition, offset: int) ->
         return False
     except kafka_errors.KafkaError:
         raise
-    except Exception:  # noqa: BLE001 - a batch can break the client in any way
+    except Exception:  # noqa: BLE001 - a record batch can break the client in any way
         return False
     finally:
         consumer.close()
@@ -92,24 +94,16 @@ def end_of_undecodable(settings: KafkaSettings, partition: TopicPartition, offse
     finally:
         consumer.close()
     end = offset
-    # Batch by batch: what lies between two of them must not be passed over.
+    # What lies between two such record batches must not be passed over: each is looked at.
     while end == offset or (end < last and not readable(settings, partition, end)):
         end = _end_of_batch(settings, partition, end)
     return end
 
 
 def _end_of_batch(settings: KafkaSettings, partition: TopicPartition, offset: int) -> int:
-    """Return the offset behind a batch, which its header tells."""
-    ends: list[int] = []
-
-    class Headers(Fetcher.PartitionRecords):  # type: ignore[misc]
-        def _unpack_records(self, _: TopicPartition, batches: Any, *__: object) -> Iterator[Any]:  # noqa: ANN401 - has no types
-            ends.extend(batch.next_offset for batch in batches)
-            self.drain()
-            yield from ()
-
+    """Return the offset behind a record batch, which its header has."""
     consumer = new_consumer(settings, group_id=None)
-    consumer._fetcher.PartitionRecords = Headers  # noqa: SLF001 - in public it decodes all it reads
+    ends = read_ends_of_batches(consumer)
     try:
         consumer.assign([partition])
         consumer.seek(partition, offset)

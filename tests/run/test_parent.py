@@ -1,4 +1,4 @@
-"""The link of a process to the parent that started it: what it tells, and that it follows it."""
+"""A child's connection to its parent: what the child reports, and that it stops with its parent."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from worker.run import link
-from worker.run.link import Link
+from worker.run import parent as parent_module
+from worker.run.parent import ParentConnection
 from worker.telemetry.metrics import Metrics, Status
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 # Nothing here takes long: a test that waits this long has failed.
 PATIENCE = 60
+
+
+def do_nothing() -> None:
+    """Stand in for stopping."""
 
 
 @pytest.fixture
@@ -40,41 +44,42 @@ def lines(end: socket.socket) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-# What it tells.
+# What it reports.
 
 
-def test_a_link_is_made_of_the_number_and_the_descriptor_that_a_child_is_given(
+def test_it_is_opened_by_the_number_and_the_descriptor_that_a_child_is_given(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
     parent, child = ends
-    made = Link.parse(f"7:{child.detach()}")
-    assert made.process == 7
-    with closing(made._socket):
-        made._socket.sendall(b"!")
+    connection = ParentConnection.open(f"7:{child.detach()}")
+    assert connection.child_number == 7
+    with closing(connection._socket):
+        connection._socket.sendall(b"!")
         assert parent.recv(1) == b"!"
 
 
-def test_it_tells_the_status_at_once_and_again(
+def test_it_reports_the_status_at_once_and_again(
     ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "_INTERVAL", 0.01)
+    monkeypatch.setattr(parent_module, "_INTERVAL", 0.01)
     parent, child = ends
     metrics = Metrics("emotion", "0123456789abcdef", ["joy"])
     snapshots = [metrics.snapshot(), metrics.snapshot()]
-    told = [Status(0, live=True, ready=n > 0, metrics=snapshots[n]) for n in (0, 1)]
-    statuses = iter([told[0], *[told[1]] * 10**6])
-    with Link(0, child).telling(lambda: next(statuses)):
+    reported = [Status(0, live=True, ready=n > 0, metrics=snapshots[n]) for n in (0, 1)]
+    statuses = iter([reported[0], *[reported[1]] * 10**6])
+    with ParentConnection(0, child).reporting(lambda: next(statuses), do_nothing):
         received = lines(parent)
-        assert next(received) == asdict(told[0])
-        assert next(received) == asdict(told[1])
-        assert Status(**next(received)) == told[1]
+        assert next(received) == asdict(reported[0])
+        assert next(received) == asdict(reported[1])
+        assert Status(**next(received)) == reported[1]
 
 
-def test_afterwards_it_tells_nothing(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_afterwards_it_reports_nothing(ends: tuple[socket.socket, socket.socket]) -> None:
     parent, child = ends
-    with Link(0, child).telling(lambda: Status(0, live=True, ready=True)):
-        assert next(lines(parent)) == asdict(Status(0, live=True, ready=True))
-        (thread,) = (thread for thread in threading.enumerate() if thread.name == "link")
+    status = Status(0, live=True, ready=True)
+    with ParentConnection(0, child).reporting(lambda: status, do_nothing):
+        assert next(lines(parent)) == asdict(status)
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "report")
     thread.join(PATIENCE)
     assert not thread.is_alive()
 
@@ -82,19 +87,34 @@ def test_afterwards_it_tells_nothing(ends: tuple[socket.socket, socket.socket]) 
 # What it follows.
 
 CHILD = """
-import sys, threading, time
-from worker.run.link import Link
+import os, signal, sys, threading, time
+from worker.run.parent import ParentConnection
 from worker.terminal.signals import StopSignal
 from worker.telemetry.metrics import Status
 
 def status():
     return Status(0, live=True, ready=stop.received is None)
 
-with StopSignal() as stop, Link.parse(sys.argv[1]).telling(status):
+with StopSignal() as stop, ParentConnection.open(sys.argv[1]).reporting(status, stop.request):
     while stop.received is None or "lifeline" in [t.name for t in threading.enumerate()]:
         time.sleep(0.01)
 print(stop.received)
 """
+
+
+@contextmanager
+def started(code: str, end: socket.socket) -> Iterator[subprocess.Popen[str]]:
+    """Start a child with its end of the sockets."""
+    descriptor = end.fileno()
+    with subprocess.Popen(
+        [sys.executable, "-c", code, f"0:{descriptor}"],
+        pass_fds=[descriptor],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        end.close()
+        yield process
+        process.kill()
 
 
 @pytest.fixture
@@ -103,17 +123,9 @@ def child(
 ) -> Iterator[tuple[subprocess.Popen[str], socket.socket]]:
     """Return a process that stops when asked to, and its parent's end."""
     parent, theirs = ends
-    descriptor = theirs.fileno()
-    with subprocess.Popen(
-        [sys.executable, "-c", CHILD, f"0:{descriptor}"],
-        pass_fds=[descriptor],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        theirs.close()
+    with started(CHILD, theirs) as process:
         assert next(lines(parent))["ready"]
         yield process, parent
-        process.kill()
 
 
 def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -148,3 +160,27 @@ def test_a_process_that_was_asked_to_stop_is_not_asked_again(
     assert any(not line["ready"] for line in lines(parent))
     parent.close()
     assert end_of(process) == (0, f"{number:d}\n")
+
+
+# Stands in for the one moment at which a signal could come that nobody could expect then: a process
+# that is about to send a signal to itself gets another one first.
+MEETS_A_SIGNAL = """
+kill = os.kill
+def kill_after_another(pid, number):
+    kill(pid, number)
+    while stop.received is None:
+        time.sleep(0.01)
+    kill(pid, number)
+os.kill = kill_after_another
+"""
+
+
+def test_a_signal_that_comes_while_its_parent_goes_does_not_end_it_at_once(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    parent, theirs = ends
+    code = CHILD.replace("\ndef status", f"{MEETS_A_SIGNAL}\ndef status")
+    with started(code, theirs) as process:
+        assert next(lines(parent))["ready"]
+        parent.close()
+        assert end_of(process) == (0, f"{signal.SIGTERM:d}\n")

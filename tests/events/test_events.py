@@ -1,4 +1,4 @@
-"""The codec: every record becomes an event or a dead letter, and no byte of it is lost."""
+"""Decoding and encoding: a record becomes an event or a dead letter, and no byte of it is lost."""
 
 from __future__ import annotations
 
@@ -14,16 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.classifications import classified
-from worker.events.codec import (
-    OUTPUT_FIELDS,
-    Fields,
-    LabelEncoder,
-    decode_text,
-    encode_dead_letter,
-    json_decoder,
-    row_decoder,
-    split_row,
-)
+from worker.events.decoding import Fields, decode_text, json_decoder, row_decoder, split_row
+from worker.events.encoding import OUTPUT_FIELDS, LabelEncoder, encode_dead_letter
 from worker.events.records import (
     DeadLetter,
     ErrorKind,
@@ -37,14 +29,15 @@ from worker.events.records import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from worker.events.codec import Decoder
+    from worker.events.decoding import Decoder
 
     Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
 PLACE = FilePlace("chat.jsonl", 7)
 MARKER = "tulip"
 JSON_DECODER = json_decoder(Fields())
-# What JSON can carry: half a surrogate pair may stand alone, two that belong together are one.
+# These are the texts that JSON can carry: half of a surrogate pair may be alone, but two halves that
+# belong together become one character.
 JSON_TEXT = st.text(st.characters()).map(lambda text: str(json.loads(json.dumps(text))))
 JSON_VALUE: st.SearchStrategy[Json] = st.recursive(
     st.none()
@@ -178,6 +171,40 @@ def test_fields_to_keep_are_kept_where_there_are_any_and_no_others() -> None:
     decoder = json_decoder(Fields(keep=("user", "at", "absent")))
     event = event_of('{"text": "a", "at": null, "user": {"id": [1, 2.5]}, "room": "b"}', decoder)
     assert event.kept == {"user": '{"id":[1,2.5]}', "at": "null"}
+
+
+@pytest.mark.parametrize(
+    ("value", "skipped"),
+    [
+        ("true", True),
+        ("false", False),
+        ("null", False),
+        ("1", False),
+        ("1.0", False),
+        ('"true"', False),
+        ("[true]", False),
+        ('{"true": true}', False),
+    ],
+)
+def test_a_json_record_is_skipped_where_the_field_is_true_and_nothing_like_it(
+    value: str, *, skipped: bool
+) -> None:
+    item = json_decoder(Fields(skip="bot"))(record(f'{{"text": "gg", "bot": {value}}}'))
+    assert isinstance(item, Skipped) == skipped
+
+
+def test_a_record_that_is_skipped_needs_no_text() -> None:
+    assert isinstance(json_decoder(Fields(skip="bot"))(record('{"bot": true}')), Skipped)
+    assert isinstance(json_decoder(Fields(skip="bot"))(record('{"text": "gg"}')), Event)
+    assert isinstance(json_decoder(Fields())(record('{"text": "gg", "bot": true}')), Event)
+
+
+@pytest.mark.parametrize(
+    ("cell", "skipped"), [("true", True), ("True", False), ("1", False), ("", False)]
+)
+def test_a_row_is_skipped_where_the_cell_is_the_word_true(cell: str, *, skipped: bool) -> None:
+    decoder = row_decoder(["text", "bot"], Fields(skip="bot"), "\t")
+    assert isinstance(decoder(record(f"gg\t{cell}")), Skipped) == skipped
 
 
 def test_a_text_record_is_its_text_named_by_its_place() -> None:
@@ -327,7 +354,7 @@ def score_as_written(score: float) -> str:
 
 
 def shorter_neighbours(written: str) -> list[decimal.Decimal]:
-    """Return the decimals with one digit less, just below and just above."""
+    """Return the decimals with one digit less that are just below and just above a decimal."""
     number = decimal.Decimal(written).normalize()
     digits = len(number.as_tuple().digits)
     if digits == 1:
@@ -415,23 +442,3 @@ def test_the_original_bytes_can_always_be_restored(value: bytes) -> None:
 def test_a_file_name_that_is_not_utf8_survives() -> None:
     name = b"caf\xe9.jsonl".decode("utf-8", "surrogateescape")
     assert dead_letter(b"a", FilePlace(name, 1))["source"] == name
-
-
-# Records that ask for no label.
-
-
-@pytest.mark.parametrize("value", ["true", '"true"'])
-def test_an_event_is_skipped_where_its_field_is_true(value: str) -> None:
-    item = json_decoder(Fields(skip="bot"))(record(f'{{"text": "gg", "bot": {value}}}'))
-    assert isinstance(item, Skipped)
-
-
-@pytest.mark.parametrize("value", ["1", "1.0", "false", "null", '""', '"True"', '"1"', "[true]"])
-def test_what_is_not_true_is_labelled(value: str) -> None:
-    assert event_of(f'{{"text": "gg", "bot": {value}}}', json_decoder(Fields(skip="bot"))).text
-
-
-def test_a_row_is_skipped_where_its_cell_is_the_text_true() -> None:
-    decode = row_decoder(["text", "bot"], Fields(skip="bot"), ",")
-    assert isinstance(decode(record("gg,true")), Skipped)
-    assert event_of("gg,1", decode).text == "gg"

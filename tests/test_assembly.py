@@ -1,0 +1,39 @@
+"""What labelling commands are made of: what a classifier leaves alone in the process around it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+STATE = "print(gc.get_freeze_count() > 0, gc.get_threshold() == before)"
+LOADED = {
+    "the Python API": "Classifier.load()",
+    "a command's classifier": "open_classifier(settings, load_artifact(BUILT_IN_MODEL, {}))",
+}
+
+
+def output_of(code: str) -> str:
+    program = f"""
+import gc
+before = gc.get_threshold()
+from worker import Classifier
+from worker.assembly import collect_garbage_rarely, open_classifier
+from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.settings.schema import Settings
+settings = Settings(cache={{"enabled": False}})
+{code}
+{STATE}
+"""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+@pytest.mark.parametrize("loaded", LOADED.values(), ids=LOADED)
+def test_loading_a_classifier_leaves_the_garbage_collector_alone(loaded: str) -> None:
+    assert output_of(loaded) == "False True\n"
+
+
+def test_a_command_makes_the_garbage_collector_rare_in_a_step_of_its_own() -> None:
+    assert output_of("collect_garbage_rarely()") == "True False\n"
