@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import version
@@ -53,6 +54,20 @@ def test_these_tests_run_on_a_supported_python() -> None:
 @FROM_GIT
 def test_ci_runs_on_each_supported_python_and_on_no_other() -> None:
     assert jobs()["test"]["strategy"]["matrix"]["python"] == supported()
+
+
+@FROM_GIT
+@pytest.mark.parametrize(
+    ("schema", "files"), [("workflows", "workflows/*.yml"), ("issue-forms", "ISSUE_TEMPLATE/*.yml")]
+)
+def test_github_can_read_its_files(schema: str, files: str) -> None:
+    paths = sorted((ROOT / ".github").glob(files))
+    assert paths
+    command = ["-m", "check_jsonschema", "--builtin-schema", f"vendor.github-{schema}"]
+    checked = subprocess.run(
+        [sys.executable, *command, *paths], capture_output=True, encoding="utf-8", check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @FROM_GIT
