@@ -129,7 +129,7 @@ def test_other_fields_stay_away_unless_they_are_kept(replay: Any, tmp_path: Path
     )
     fields = ["id", "labels", "scores", "model", "digest"]
     assert list(replay("in.jsonl").lines[0]) == fields
-    (line,) = replay("in.jsonl", "--include-text", "--keep", "room", "absent").lines
+    (line,) = replay("in.jsonl", "--include-text", "--keep", "room,absent").lines
     assert list(line) == [*fields, "room", "text"]
     assert (line["room"], line["text"]) == ({"name": "x"}, "gg")
 
