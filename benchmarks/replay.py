@@ -44,7 +44,7 @@ def first_label(model: Path) -> float:
         stderr=subprocess.DEVNULL,
     ) as process:
         assert process.stdin  # noqa: S101 - they are pipes
-        assert process.stdout  # noqa: S101 - as above
+        assert process.stdout  # noqa: S101 - PIPE was asked for, so it is there
         process.stdin.write(b"gg wp\n")
         process.stdin.flush()
         process.stdout.readline()

@@ -30,7 +30,7 @@ def main() -> None:
     labels = application.topic(target, key_serializer="raw", value_serializer="json")
 
     @application.agent(application.topic(source, key_serializer="raw", value_serializer="json"))  # type: ignore[untyped-decorator]  # faust is not here
-    async def label(stream: Any) -> None:  # noqa: ANN401 - as above
+    async def label(stream: Any) -> None:  # noqa: ANN401 - faust, which types it, is not installed here
         async for events in stream.take_events(CHUNK, within=SECONDS):
             results = classifier.classify([event.value["text"] for event in events])
             sent = [

@@ -17,13 +17,13 @@ from transformers import pipeline
 from benchmarks.peers.peer import PADDED
 
 
-def each(consumer: KafkaConsumer, producer: KafkaProducer, target: str, classify: Any) -> None:  # noqa: ANN401 - a pipeline
+def each(consumer: KafkaConsumer, producer: KafkaProducer, target: str, classify: Any) -> None:  # noqa: ANN401 - transformers gives a pipeline no narrower type
     for message in consumer:
         (answer,) = classify(json.loads(message.value)["text"], truncation=True)
         producer.send(target, json.dumps(answer).encode(), message.key)
 
 
-def polls(consumer: KafkaConsumer, producer: KafkaProducer, target: str, classify: Any) -> None:  # noqa: ANN401 - as above
+def polls(consumer: KafkaConsumer, producer: KafkaProducer, target: str, classify: Any) -> None:  # noqa: ANN401 - transformers gives a pipeline no narrower type
     while True:
         polled = consumer.poll(timeout_ms=200)
         messages = [message for part in polled.values() for message in part]

@@ -60,6 +60,7 @@ def private_parts(path: Path) -> set[str]:
         for node in ast.walk(ast.parse(path.read_bytes()))
         if isinstance(node, ast.Attribute)
         and node.attr.startswith("_")
+        and not node.attr.startswith("__")
         and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"})
     }
 
@@ -115,3 +116,16 @@ def test_a_key_that_is_not_raw_is_refused(tmp_path: Path) -> None:
         disk.get(pickle.dumps("key"), raw=False)
     with pytest.raises(TypeError, match="bytes only"):
         disk.put("key")  # type: ignore[arg-type]
+
+
+def test_a_database_that_cannot_be_opened_is_not_held_open(tmp_path: Path) -> None:
+    """Python 3.13 warns of each connection that is left to the garbage collector."""
+    path = tmp_path / diskcache.core.DBNAME
+    path.write_bytes(b"no database" * 1000)
+    tmp_path.chmod(0o700)
+    # The error keeps alive what was at hand where it was raised.
+    with pytest.raises(sqlite3.DatabaseError) as error:
+        Database(tmp_path, MEGABYTE)
+    opened = {link.resolve() for link in Path("/proc/self/fd").iterdir()}
+    assert path.resolve() not in opened
+    assert error.tb is not None

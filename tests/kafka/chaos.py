@@ -342,7 +342,7 @@ class Chaos:
                 time.sleep(own.uniform(0, 1))
 
         with ThreadPoolExecutor(HANDS) as pool:
-            hands = [pool.submit(hand, random.Random(rng.random())) for _ in range(HANDS)]  # noqa: S311 - chaos
+            hands = [pool.submit(hand, random.Random(rng.random())) for _ in range(HANDS)]  # noqa: S311 - faults that a seed repeats, no secret
             try:
                 for done in hands:
                     done.result()
@@ -557,7 +557,7 @@ class Plan:
 
 def run(plan: Plan, cluster: Cluster, folder: Path, classifier: Classifier) -> Result:
     """Let faults strike, then see what has become of it all."""
-    node, rng = cluster.node, random.Random(plan.seed)  # noqa: S311 - chaos
+    node, rng = cluster.node, random.Random(plan.seed)  # noqa: S311 - faults that a seed repeats, no secret
     names = (f"{NAME}-{plan.guarantee}-{plan.seed}-{number}" for number in count())
     folder.mkdir(parents=True)
     with ExitStack() as stack:
@@ -568,7 +568,7 @@ def run(plan: Plan, cluster: Cluster, folder: Path, classifier: Classifier) -> R
         workers = stack.enter_context(Workers(stage, settings))
         chaos = Chaos(stage, proxy, node, workers)
         started = time.monotonic()
-        with Feed(stage, random.Random(rng.random()), plan.rate):  # noqa: S311 - chaos
+        with Feed(stage, random.Random(rng.random()), plan.rate):  # noqa: S311 - faults that a seed repeats, no secret
             wait_until(lambda: bool(cluster.committed(stage.group, stage.input)), "the group")
             chaos.reign(plan.strikes, rng, plan.seconds)
         seconds = time.monotonic() - started
@@ -611,7 +611,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run workers under random faults.")
     parser.add_argument("--guarantee", choices=list(WINDOWS), help="default: one after the other")
     parser.add_argument("--seconds", type=float, default=900, help="of faults, for each")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))  # noqa: S311 - chaos
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))  # noqa: S311 - faults that a seed repeats, no secret
     options = parser.parse_args()
     if reason := missing():
         print(reason, file=sys.stderr)

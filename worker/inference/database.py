@@ -74,6 +74,17 @@ class RawDisk(diskcache.Disk):  # type: ignore[misc] # diskcache ships no types
         """Do nothing: this worker writes no rows that name files, so such a row was forged."""
 
 
+class _Cache(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
+    """Closes its connection where it cannot be opened; diskcache leaves that to the collector."""
+
+    def __init__(self, *arguments: object, **settings: object) -> None:
+        try:
+            super().__init__(*arguments, **settings)
+        except BaseException:
+            self.close()
+            raise
+
+
 class Database:
     """A folder with diskcache's database; each thread that uses it has a connection of its own.
 
@@ -90,7 +101,7 @@ class Database:
         _make_private(folder)
         # Settings that are not given here would be taken from the database. So all that matter
         # are given, although they are the defaults.
-        self._cache = diskcache.Cache(
+        self._cache = _Cache(
             str(folder),
             timeout=_LOCK_WAIT_SECONDS,
             disk=RawDisk,

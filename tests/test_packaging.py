@@ -1,0 +1,108 @@
+"""The package as it is published: which Pythons it takes, what it holds, and what CI does with it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+CLASSIFIER = re.compile(r"Programming Language :: Python :: (3\.\d+)")
+# An sdist holds no workflows.
+FROM_GIT = pytest.mark.skipif(not WORKFLOW.parent.exists(), reason="this is no checkout")
+
+
+def supported() -> list[str]:
+    """Return the Pythons that the classifiers name."""
+    matches = (CLASSIFIER.fullmatch(classifier) for classifier in PROJECT["classifiers"])
+    return [match[1] for match in matches if match]
+
+
+def jobs() -> dict[str, Any]:
+    parsed: dict[str, Any] = yaml.safe_load(WORKFLOW.read_text("utf-8"))["jobs"]
+    return parsed
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = (line.split("==") for line in lines if not line.startswith("#"))
+    return {canonicalize_name(name): number for name, number in pinned}
+
+
+def test_pip_installs_on_the_pythons_of_the_classifiers_and_on_no_other() -> None:
+    accepted = SpecifierSet(PROJECT["requires-python"])
+    minors = [f"3.{minor}" for minor in range(40)]
+    assert [minor for minor in minors if accepted.contains(f"{minor}.5")] == supported()
+
+
+def test_these_tests_run_on_a_supported_python() -> None:
+    assert f"{sys.version_info.major}.{sys.version_info.minor}" in supported()
+
+
+@FROM_GIT
+def test_ci_runs_on_each_supported_python_and_on_no_other() -> None:
+    assert jobs()["test"]["strategy"]["matrix"]["python"] == supported()
+
+
+@FROM_GIT
+@pytest.mark.parametrize(
+    ("schema", "files"), [("workflows", "workflows/*.yml"), ("issue-forms", "ISSUE_TEMPLATE/*.yml")]
+)
+def test_github_can_read_its_files(schema: str, files: str) -> None:
+    paths = sorted((ROOT / ".github").glob(files))
+    assert paths
+    command = ["-m", "check_jsonschema", "--builtin-schema", f"vendor.github-{schema}"]
+    checked = subprocess.run(
+        [sys.executable, *command, *paths], capture_output=True, encoding="utf-8", check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@FROM_GIT
+def test_ci_runs_what_one_runs_at_home() -> None:
+    commands = [step["run"] for step in jobs()["test"]["steps"] if "run" in step]
+    assert commands[-1] == ".ci/run"
+    assert "make test" in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()[-1]
+
+
+@FROM_GIT
+def test_ci_builds_both_packages() -> None:
+    commands = [step["run"] for step in jobs()["package"]["steps"] if "run" in step]
+    assert "python -m build" in commands
+
+
+@FROM_GIT
+def test_hooks_run_what_make_test_runs() -> None:
+    """Hooks run the tools of .venv, so that both always use the same versions."""
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    (repository,) = config["repos"]
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for hook in repository["hooks"]:
+        program = hook["entry"].removeprefix(".venv").removesuffix(" --force-exclude")
+        assert hook["language"] == "system"
+        assert f"$(VENV){program}" in makefile
+
+
+def test_what_is_required_is_pinned_and_a_pin_is_what_is_required() -> None:
+    extras = PROJECT["optional-dependencies"].values()
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]
+    for requirement in map(Requirement, lines):
+        assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def test_the_newest_release_of_the_changelog_is_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    releases = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", changelog, re.MULTILINE)
+    assert releases[0] == PROJECT["version"] == version("chat-label-worker")
