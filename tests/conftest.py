@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = next((name for name in SET_UP_ONCE if name in _needs(item)), None)
         if group is None and _is_fast(item):
-            group = str(item.path)
+            group = item.location[0]
         if group is not None:
             item.add_marker(pytest.mark.xdist_group(group))
 

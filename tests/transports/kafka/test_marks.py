@@ -156,3 +156,18 @@ def test_after_a_rebalance_nothing_is_known() -> None:
     work.forget()
     assert work.unknown([ONE, TWO]) == {ONE, TWO}
     assert not work.careful
+
+
+def test_a_partition_that_was_put_back_for_another_one_is_marked_when_work_begins_there() -> None:
+    work, _ = begin_after(DEATHS_BEFORE_CARE)
+    assert work.unknown([ONE, TWO]) == {TWO}
+    later = work.begin({TWO: polled(3)}, {TWO: None})
+    assert Mark.read(later.marks[TWO].metadata).starts == 1
+
+
+def test_work_that_ended_badly_in_the_middle_of_care_does_not_end_it() -> None:
+    work, _ = begin_after(DEATHS_BEFORE_CARE)
+    work.completed({ONE: work.passed(ONE, 6)})
+    work.begin({ONE: polled(6)}, {})
+    work.completed(work.taken_back([ONE]))
+    assert work.careful

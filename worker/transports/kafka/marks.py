@@ -77,7 +77,8 @@ class Mark:
     def passed(self, offset: int) -> Mark:
         """Return the mark for a position further on."""
         if self.careful and offset < self.until:
-            return replace(self, starts=DEATHS_BEFORE_CARE, alone=False)
+            # Who begins there has begun nothing yet, even if it is the same process.
+            return replace(self, starts=DEATHS_BEFORE_CARE, alone=False, by="")
         return Mark(self.partitions)
 
 
@@ -129,6 +130,9 @@ class BegunWork:
         if alone is not None:
             mark = self._marks[alone]
             deadly = mark.alone and mark.by != self._process
+            # The others are put back, and their marks are read anew when work begins on them.
+            for partition in committed.keys() - {alone}:
+                del self._marks[partition], self._committed[partition]
             records = {alone: records[alone][:1]}
         marks = {}
         for partition in records.keys() & (committed.keys() | {alone}):

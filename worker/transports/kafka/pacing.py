@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Reported(Protocol):
-        """What there is to see from outside of failures."""
+        """The fields in which failures are reported."""
 
         problem: str | None
         retries: int
@@ -24,7 +24,7 @@ _SECONDS_BETWEEN_COMPLAINTS: Final = 10.0
 
 
 class ChunkSize:
-    """How many records a chunk may have: what this process labels in the time that a label may wait."""
+    """Sizes chunks: as many records as this process labels in the time that a label may wait."""
 
     def __init__(self, most_records: int, seconds: float) -> None:
         """Begin small: how fast the process labels is not known yet."""
@@ -47,7 +47,7 @@ class Retries:
     """Failures of the brokers: reported, and followed by pauses that double up to some seconds."""
 
     def __init__(self, reported: Reported) -> None:
-        """Report in `reported` what there is to see from outside."""
+        """Write the problem and the number of retries to `reported`."""
         self._reported = reported
         self._pause = FIRST_PAUSE_SECONDS
         self._not_before = 0.0

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class StallDetector:
-    """Counts the time in which a partition with lag stays where it is while nothing is in hand."""
+    """Counts for how long each partition with lag stays where it is while nothing is in hand."""
 
     def __init__(self, stuck_seconds: float) -> None:
-        """Allow `stuck_seconds` of that."""
+        """Allow a partition to stand still for `stuck_seconds`."""
         self._stuck_seconds = stuck_seconds
         self.reset()
 
     def reset(self) -> None:
         """Begin to count anew: partitions stand elsewhere now."""
-        self._waiting: dict[TopicPartition, int] = {}
-        self._seconds = 0.0
+        # Where each partition with lag stands, and for how many seconds it has.
+        self._waiting: dict[TopicPartition, tuple[int, float]] = {}
 
     def look(
         self,
@@ -38,14 +38,17 @@ class StallDetector:
             WorkerError: some partitions have not moved for too long.
 
         """
-        waiting = {partition: offset for partition, offset in positions.items() if lag[partition]}
-        stuck = sum(self._waiting.get(partition) == offset for partition, offset in waiting.items())
+        waiting = {}
+        for partition, offset in positions.items():
+            if lag[partition]:
+                before, seconds = self._waiting.get(partition, (offset, -passed))
+                waiting[partition] = (offset, seconds + passed if before == offset else 0.0)
         self._waiting = waiting
-        self._seconds = self._seconds + passed if stuck else 0.0
-        if self._seconds > self._stuck_seconds:
+        stuck = sum(seconds > self._stuck_seconds for _, seconds in waiting.values())
+        if stuck:
             log_stacks()
             raise WorkerError(
-                f"stuck: {stuck} partitions have records, and none has come for "
-                f"{self._stuck_seconds:g} seconds",
+                f"stuck: partitions that have records, of which none has come for "
+                f"{self._stuck_seconds:g} seconds: {stuck}",
                 "start the worker again",
             )

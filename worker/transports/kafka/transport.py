@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS: Final = 2.0
 _TAKE_BACK_SECONDS: Final = 0.5
-# The consumer is none the worse for these.
+# After these the consumer can be used on.
 _LATER: Final = (
     kafka_errors.RetriableError,
     kafka_errors.CommitFailedError,
@@ -70,9 +70,7 @@ class State(Enum):
     """Where a transport stands with its consumer."""
 
     AWAY = "there is no consumer: it was not made yet, or was thrown away"
-    REWINDING = (
-        "positions in memory may be ahead of the committed ones: all is paused until they are set"
-    )
+    REWINDING = "positions in memory may be ahead of the committed ones: they are set before a poll"
     READY = "positions in memory are the committed ones, or those of a commit under way"
     IN_HAND = "records were handed out and are not committed: nothing polls"
 
@@ -199,7 +197,8 @@ class KafkaTransport:
         try:
             self._deadline.check("the chunk took too long to label")
             if self._settings.guarantee == "at-least-once":
-                # They are here when this chunk is published. A transaction's end is waited for.
+                # The next records come while this chunk is published. With transactions they would
+                # grow old, because the end of each is waited for.
                 with suppress(kafka_errors.KafkaError):  # which the next poll meets again
                     fetch_ahead(self._member.consumer)
             self._publisher.finish_commit(self._deadline)
@@ -264,7 +263,7 @@ class KafkaTransport:
         except (*_LATER, ChunkAbandonedError) as error:
             self._wait_out(error)
             return KafkaChunk()
-        except WorkerError:
+        except (WorkerError, AssertionError):
             raise
         except Exception as error:  # noqa: BLE001 - a record batch can break the client in any way
             # After such an error the client would never return from its next poll.
