@@ -75,7 +75,9 @@ def test_a_checkpoint_is_measured_with_its_thresholds(models: Models) -> None:
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "artifact"])
-def test_labels_that_the_model_has_not_are_told(models: Models, tmp_path: Path, kind: str) -> None:
+def test_labels_that_the_model_has_not_are_reported(
+    models: Models, tmp_path: Path, kind: str
+) -> None:
     texts = write_jsonl(tmp_path / "texts.jsonl", [("we", ["sleepy"]), ("you", ["calm", "bored"])])
     with pytest.raises(ExampleFileError) as error:
         evaluate(getattr(models, kind), texts, FORM)
@@ -85,12 +87,12 @@ def test_labels_that_the_model_has_not_are_told(models: Models, tmp_path: Path, 
     )
 
 
-def test_a_model_that_is_missing_is_told(models: Models, tmp_path: Path) -> None:
+def test_a_model_that_is_missing_is_reported(models: Models, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"cannot read .*No such file or directory"):
         evaluate(tmp_path / "missing", models.texts, FORM)
 
 
-def test_texts_that_are_missing_are_told(models: Models, tmp_path: Path) -> None:
+def test_texts_that_are_missing_are_reported(models: Models, tmp_path: Path) -> None:
     with pytest.raises(ExampleFileError, match=r"cannot read .*No such file or directory"):
         evaluate(models.artifact, tmp_path / "missing.jsonl", FORM)
 

@@ -382,7 +382,7 @@ def test_more_tokens_than_the_base_has_are_refused(
         train_on(replace(options, train=texts, dev=texts, max_tokens=65))
 
 
-def test_a_base_that_is_missing_is_told(options: FinetuneOptions, tmp_path: Path) -> None:
+def test_a_base_that_is_missing_is_reported(options: FinetuneOptions, tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="is not a DistilBERT"):
         train_on(replace(options, base=str(tmp_path / "missing")))
 

@@ -346,7 +346,7 @@ def test_an_artifact_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["my model", "-x", "a" * 65])
-def test_a_name_that_no_model_can_have_is_told(
+def test_a_name_that_no_model_can_have_is_reported(
     tiny_checkpoint: TinyCheckpoint, tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(ConfigurationError):
@@ -355,7 +355,7 @@ def test_a_name_that_no_model_can_have_is_told(
 
 
 @pytest.mark.parametrize("max_tokens", [-1, 0, 2])
-def test_a_limit_that_leaves_no_token_of_the_text_is_told(
+def test_a_limit_that_leaves_no_token_of_the_text_is_reported(
     tiny_checkpoint: TinyCheckpoint, tmp_path: Path, max_tokens: int
 ) -> None:
     with pytest.raises(ConfigurationError):

@@ -312,7 +312,7 @@ def test_view_shows_labels_and_texts_side_by_side(
     )
 
 
-def test_view_reads_standard_input_unless_told_otherwise() -> None:
+def test_view_reads_standard_input_unless_reported_otherwise() -> None:
     line = b'{"labels": ["joy"], "text": "gg"}\n'
     for arguments in (["view"], ["view", "-"]):
         output = subprocess.run([*MODULE, *arguments], input=line, capture_output=True, check=True)

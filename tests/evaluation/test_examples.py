@@ -153,7 +153,7 @@ def test_csv_gives_back_any_text(folder: Path, rows: list[tuple[str, set[str]]])
         pytest.param("[" * 100_000, id="nested too deep"),
     ],
 )
-def test_a_bad_json_line_is_told_by_its_number(tmp_path: Path, line: str) -> None:
+def test_a_bad_json_line_is_reported_by_its_number(tmp_path: Path, line: str) -> None:
     good = '{"text": "ok", "labels": ["calm"]}'
     path = write(tmp_path, "texts.jsonl", f"{good}\n{good}\n{line}\n{good}\n")
     with pytest.raises(ExampleFileError) as error:
@@ -172,7 +172,7 @@ def test_a_bad_json_line_is_told_by_its_number(tmp_path: Path, line: str) -> Non
         ("texts.csv", "text,labels\nok\n"),
     ],
 )
-def test_a_table_that_lacks_a_field_is_told_by_its_first_row(
+def test_a_table_that_lacks_a_field_is_reported_by_its_first_row(
     tmp_path: Path, name: str, content: str
 ) -> None:
     with pytest.raises(ExampleFileError, match=r", line 2 is not as expected: a text in 'text'"):
@@ -188,7 +188,7 @@ def test_rows_are_counted_in_lines_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["we won", "we won\t", "we won\t3", "we won\t-1", "we won\tglad", ""]
 )
-def test_a_line_without_numbers_of_known_labels_is_told(
+def test_a_line_without_numbers_of_known_labels_is_reported(
     tmp_path: Path, numbered: ExampleFormat, line: str
 ) -> None:
     path = write(tmp_path, "texts.tsv", f"ok\t0\n{line}\n")
@@ -208,7 +208,7 @@ def test_errors_do_not_repeat_what_the_file_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("good_lines", [0, 1, 5000])
-def test_a_text_that_is_no_utf8_is_told_by_its_line(tmp_path: Path, good_lines: int) -> None:
+def test_a_text_that_is_no_utf8_is_reported_by_its_line(tmp_path: Path, good_lines: int) -> None:
     path = tmp_path / "texts.tsv"
     path.write_bytes(b"text\tlabels\n" + good_lines * b"ok\tcalm\n" + b"na\xefve\tcalm\n")
     with pytest.raises(ExampleFileError) as error:
@@ -216,7 +216,7 @@ def test_a_text_that_is_no_utf8_is_told_by_its_line(tmp_path: Path, good_lines: 
     assert f"texts.tsv, line {good_lines + 2} is not as expected" in str(error.value)
 
 
-def test_a_text_with_half_a_surrogate_pair_is_told(tmp_path: Path) -> None:
+def test_a_text_with_half_a_surrogate_pair_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path, "texts.jsonl", '{"text": "we \\ud83d", "labels": "glad"}\n')
     with pytest.raises(ExampleFileError, match="line 1 is not as expected"):
         read_examples(path, FORM)
@@ -230,7 +230,7 @@ def test_a_text_with_half_a_surrogate_pair_is_told(tmp_path: Path) -> None:
         ("texts.jsonl", b'{"text": "ok", "labels": ["\\ud83d"]}\n'),
     ],
 )
-def test_a_label_that_is_no_unicode_is_told(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_label_that_is_no_unicode_is_reported(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ExampleFileError, match=r", line \d is not as expected"):
@@ -238,23 +238,23 @@ def test_a_label_that_is_no_unicode_is_told(tmp_path: Path, name: str, content: 
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("a.csv", "text,labels\n")])
-def test_a_file_without_texts_is_told(tmp_path: Path, name: str, content: str) -> None:
+def test_a_file_without_texts_is_reported(tmp_path: Path, name: str, content: str) -> None:
     with pytest.raises(ExampleFileError, match="holds no labelled text"):
         read_examples(write(tmp_path, name, content), FORM)
 
 
 @pytest.mark.parametrize("name", ["texts", "texts.txt", "texts.parquet"])
-def test_a_name_that_tells_no_form_is_told(tmp_path: Path, name: str) -> None:
+def test_a_name_that_tells_no_form_is_reported(tmp_path: Path, name: str) -> None:
     with pytest.raises(ExampleFileError, match=r"name it \.jsonl, \.csv or \.tsv"):
         read_examples(write(tmp_path, name, "we won\n"), FORM)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ExampleFileError, match="No such file or directory; check the path"):
         read_examples(tmp_path / "missing.jsonl", FORM)
 
 
-def test_a_missing_file_of_names_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_of_names_is_reported(tmp_path: Path) -> None:
     texts = write(tmp_path, "texts.tsv", "ok\t0\n")
     with pytest.raises(ExampleFileError, match="cannot read the label names"):
         read_examples(texts, ExampleFormat(label_names=tmp_path / "missing.txt"))

@@ -375,7 +375,7 @@ def test_without_any_answer_to_its_sends_a_worker_sends_nothing_twice(
 
 
 @pytest.mark.slow
-def test_workers_that_share_a_transactional_id_are_told_and_stay_exact(stage: Stage) -> None:
+def test_workers_that_share_a_transactional_id_are_reported_and_stay_exact(stage: Stage) -> None:
     shared = {
         "KAFKA__GUARANTEE": "exactly-once",
         "KAFKA__TRANSACTIONAL_ID": stage.group,

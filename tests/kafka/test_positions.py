@@ -214,7 +214,9 @@ def test_a_topic_that_is_added_to_the_settings_is_labelled_from_its_first_record
 # Positions that records have gone from.
 
 
-def test_what_retention_has_taken_is_told_of_once_and_the_rest_is_labelled(stage: Stage) -> None:
+def test_what_retention_has_taken_is_reported_of_once_and_the_rest_is_labelled(
+    stage: Stage,
+) -> None:
     label(stage, OLD)
     stage.produce(NEW)
     expire(stage, {0: 27, 1: 20})
@@ -231,7 +233,7 @@ def test_what_retention_has_taken_is_told_of_once_and_the_rest_is_labelled(stage
 
 
 @pytest.mark.slow
-def test_what_retention_takes_while_a_worker_waits_is_told_of_too(stage: Stage) -> None:
+def test_what_retention_takes_while_a_worker_waits_is_reported_of_too(stage: Stage) -> None:
     label(stage, OLD)
     worker = stage.worker(KAFKA__DEAD_LETTER_TOPIC=next(stage.names))
     stage.produce_values([b"{", *(b'{"text": "gg"}' for _ in NEW[1:])])

@@ -159,7 +159,7 @@ KAFKA_SETTINGS = [name for name in setting_variables() if name.startswith(f"{PRE
 
 
 @pytest.mark.slow
-def test_no_secret_is_told_whatever_setting_is_wrong(
+def test_no_secret_is_reported_whatever_setting_is_wrong(
     stage: Stage, secure_kafka: SecureCluster
 ) -> None:
     secrets = {
@@ -199,7 +199,7 @@ def test_no_secret_is_told_whatever_setting_is_wrong(
     ids=str,
 )
 @pytest.mark.parametrize("command", ["run", "check"])
-def test_no_secret_is_told_where_it_stands_in_the_wrong_place(
+def test_no_secret_is_reported_where_it_stands_in_the_wrong_place(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     command: str,
@@ -222,7 +222,7 @@ def test_no_secret_is_told_where_it_stands_in_the_wrong_place(
         "password = '{}'\nnope = 1",
     ],
 )
-def test_no_secret_of_a_file_of_settings_is_told(
+def test_no_secret_of_a_file_of_settings_is_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], line: str
 ) -> None:
     config = tmp_path / "worker.toml"
@@ -233,7 +233,7 @@ def test_no_secret_of_a_file_of_settings_is_told(
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["check"], ["dead-letters", "skip"]])
-def test_no_secret_is_told_by_help(
+def test_no_secret_is_reported_by_help(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     monkeypatch.setenv(f"{PREFIX}KAFKA__SASL__PASSWORD", SECRET)

@@ -105,7 +105,7 @@ def test_ids_are_the_messages_own_or_else_their_places(replay: Any, tmp_path: Pa
     assert [line["id"] for line in replay("in.jsonl").lines] == ["a", "in.jsonl:2", 7]
 
 
-def test_inputs_of_one_name_are_told_apart_by_their_paths(replay: Any, tmp_path: Path) -> None:
+def test_inputs_of_one_name_are_reported_apart_by_their_paths(replay: Any, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "in.txt").write_text("gg\n", encoding="utf-8")
@@ -197,7 +197,7 @@ def test_neither_logs_nor_summary_hold_a_text(replay: Any, tmp_path: Path) -> No
     assert "jane" not in run.err
 
 
-def test_dead_letters_go_where_they_are_told_to(replay: Any, tmp_path: Path) -> None:
+def test_dead_letters_go_where_they_are_reported_to(replay: Any, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(b"{\n")
     assert replay("in.jsonl").code == 3
     assert replay("in.jsonl", "--dead-letters", "other").code == 3

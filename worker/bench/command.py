@@ -79,12 +79,12 @@ def _plan_table(wish: Wish, found: Plan, model: str) -> str:
     a_day = wish.rate * _SECONDS_OF_A_DAY
     lines = [
         f"{model} on {machine()}",
-        f"{wish.rate:,.0f} messages a second, {a_day:,.0f} a day, 99% within {_ms(wish.p99)}",
+        f"{wish.rate:,.0f} messages a second, {a_day:,.0f} a day, 99% within {_milliseconds(wish.p99)}",
         f"  processes   {found.processes}, a core each, computing {found.busy:.0%} of the time",
         f"  partitions  {found.processes} at least; twice as many leave room to double",
-        f"  p99         {_ms(found.p99_by_formula)} by formula, {_ms(found.p99_simulated)} simulated",
-        f"  a chunk     {found.records:.1f} messages in {_ms(found.cycle)}",
-        f"  brokers     {_ms(wish.round_trip)} of that (--round-trip)",
+        f"  p99         {_milliseconds(found.p99_by_formula)} by formula, {_milliseconds(found.p99_simulated)} simulated",
+        f"  a chunk     {found.records:.1f} messages in {_milliseconds(found.cycle)}",
+        f"  brokers     {_milliseconds(wish.round_trip)} of that (--round-trip)",
     ]
     if wish.core_hour is not None:
         price = found.processes * wish.core_hour / _SECONDS_OF_AN_HOUR / wish.rate * 1e6
@@ -96,7 +96,7 @@ def _plan_table(wish: Wish, found: Plan, model: str) -> str:
     return "\n".join(lines)
 
 
-def _ms(seconds: float) -> str:
+def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.1f} ms"
 
 

@@ -15,9 +15,9 @@ def machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         entries = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
-        told = {name.strip(): value.strip() for name, _, value in entries}
-        numbers = f"family {told.get('cpu family')}, model {told.get('model')}"
-        processor = f"{told.get('model name', processor)} ({numbers})"
+        known = {name.strip(): value.strip() for name, _, value in entries}
+        numbers = f"family {known.get('cpu family')}, model {known.get('model')}"
+        processor = f"{known.get('model name', processor)} ({numbers})"
     cores = len(os.sched_getaffinity(0))
     versions = f"Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}"
     return f"{processor}, {cores} cores, {versions}"

@@ -144,7 +144,7 @@ def test_a_timestamp_that_is_refused_becomes_the_last_header() -> None:
 
 
 @pytest.mark.parametrize("headers", [[], [("from", b"phone")], [("worker-topics", b"chat")]])
-def test_what_is_no_dead_letter_is_told(headers: list[tuple[str, bytes | None]]) -> None:
+def test_what_is_no_dead_letter_is_reported(headers: list[tuple[str, bytes | None]]) -> None:
     with pytest.raises(ValueError, match="not a dead letter of this worker"):
         original_of(consumed(value=b"x", headers=headers))
 
