@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.stream import FROM, TO, bench_of, caches, cpu_seconds, reach, texts_of
 from tests.kafka.broker import missing
-from worker.bench.chunk_costs import ChunkRoute, events_of
+from worker.bench.chunk_costs import RecordBatchLabeller, events_of
 from worker.bench.machine import machine
 from worker.bench.measure import batch_speeds
 from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
@@ -53,8 +53,8 @@ def by_share(artifact: Artifact, texts: Sequence[str], price: float) -> None:
     distinct = list(dict.fromkeys(texts))
     rng = random.Random(1)  # noqa: S311 - the same choice each time
     for share in SHARES:
-        road, known = ChunkRoute(artifact), distinct[:CHUNK]
-        road.label(events_of(known))
+        labeller, known = RecordBatchLabeller(artifact), distinct[:CHUNK]
+        labeller.label(events_of(known))
         fresh = iter(distinct[CHUNK:])
         seconds = []
         for _ in range(CHUNKS):
@@ -62,7 +62,7 @@ def by_share(artifact: Artifact, texts: Sequence[str], price: float) -> None:
             chunk = [*new, *rng.choices(known, k=CHUNK - len(new))]
             rng.shuffle(chunk)
             events, begun = events_of(chunk), time.process_time()
-            road.label(events)
+            labeller.label(events)
             seconds.append(time.process_time() - begun)
         micros = 1e6 * statistics.median(seconds) / CHUNK
         print(f"  {share:4.0%} {micros:8.0f} us {price * micros:10.4f}", flush=True)

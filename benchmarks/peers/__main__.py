@@ -17,8 +17,8 @@ head of DistilBERT, so numpy computes it.
 "Same alone or in a batch" compares the logits of 256 texts alone and among 32, "off fp32" those of
 a peer with those of transformers in fp32, as the largest difference over the largest logit.
 
-`--texts` has a message a line; of different ones the road takes up to 20,000, and 5,000 at least.
-Needs the extra `build`; the road needs Java and the broker's jars (`make build/kafka/.jars`).
+`--texts` has a message a line; of different ones the route takes up to 20,000, and 5,000 at least.
+Needs the extra `build`; the route needs Java and the broker's jars (`make build/kafka/.jars`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from typing import Any
 
 from benchmarks.cores import take_core
 from benchmarks.engine import SIZES
-from benchmarks.peers import engines, road
+from benchmarks.peers import engines, kafka_route
 from benchmarks.peers.engines import MESSAGES, Engines, measure_engines
+from benchmarks.peers.kafka_route import CONTENDERS, KafkaRoute, measure_kafka_route
 from benchmarks.peers.models import make_files, read_texts
-from benchmarks.peers.road import CONTENDERS, Road, measure_road
 from worker.bench.machine import machine
 
 WIDTH = 44
@@ -56,12 +56,14 @@ def engine_figures(measured: Engines) -> dict[str, dict[str, Any]]:
     }
 
 
-def road_figures(measured: Road) -> dict[str, dict[str, Any]]:
+def kafka_figures(measured: KafkaRoute) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "messages_a_second": measured.median(name).rate,
             "cpu_us_a_message": 1e6 * measured.median(name).cpu,
-            "ours_faster": measured.ours_faster(name) if road.OURS in measured.costs else None,
+            "ours_faster": measured.ours_faster(name)
+            if kafka_route.OURS in measured.costs
+            else None,
         }
         for name in measured.costs
     }
@@ -86,7 +88,7 @@ def speed_and_ratio(each: dict[str, Any], number: int) -> str:
     return f"{each['messages_a_second'][number]:,.0f}{brackets}"
 
 
-def print_road(figures: dict[str, dict[str, Any]]) -> None:
+def print_kafka_figures(figures: dict[str, dict[str, Any]]) -> None:
     print("\nKafka to Kafka: messages/s, how many times as fast worker run is, CPU a message")
     promises = {contender.name: contender.promise for contender in CONTENDERS}
     for name, each in figures.items():
@@ -102,7 +104,7 @@ def show(content: dict[str, Any]) -> None:
         print_engines(content["engines"])
         print(f"other processes had the core for {content['core_taken_by_others']:.0%} of the time")
     if content["road"]:
-        print_road(content["road"])
+        print_kafka_figures(content["road"])
     for name, reason in content["not_measured"].items():
         print(f"not measured: {name}: {reason}")
 
@@ -119,15 +121,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         make_files(Path(name), options.size, texts)
         by_engine = measure_engines(Path(name), core, options.rounds)
-        by_road = measure_road(Path(name), texts.distinct, core, options.rounds)
+        by_kafka = measure_kafka_route(Path(name), texts.distinct, core, options.rounds)
     content = {
         "machine": where,
         "size": options.size,
         "rounds": options.rounds,
         "core_taken_by_others": by_engine.taken_away(),
         "engines": engine_figures(by_engine),
-        "road": road_figures(by_road),
-        "not_measured": by_engine.missed | by_road.missed,
+        "road": kafka_figures(by_kafka),
+        "not_measured": by_engine.missed | by_kafka.missed,
     }
     show(content)
     if options.write:

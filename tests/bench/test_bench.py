@@ -91,7 +91,7 @@ def test_without_a_file_texts_are_made_up_the_same_each_time() -> None:
     assert read_texts(None) == read_texts(None)
 
 
-def test_the_road_labels_what_it_is_given() -> None:
+def test_a_record_batch_labeller_labels_what_it_is_given() -> None:
     costs = chunk_costs(load_artifact(BUILT_IN_MODEL), TEXTS * 20)
     assert set(costs) == set(SIZES)
     assert all(seconds > 0 for each in costs.values() for seconds in each)
@@ -99,8 +99,8 @@ def test_the_road_labels_what_it_is_given() -> None:
 
 def test_a_plan_says_what_a_rate_needs(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts.write_text("\n".join(TEXTS * 20), encoding="utf-8")
-    wish = ["--rate", "11574.1", "--p99", "1s", "--round-trip", "2ms", "--core-hour", "0.05"]
-    assert main(["plan", str(texts), *wish]) == 0
+    demand = ["--rate", "11574.1", "--p99", "1s", "--round-trip", "2ms", "--core-hour", "0.05"]
+    assert main(["plan", str(texts), *demand]) == 0
     output = capsys.readouterr().out
     assert "11,574 messages a second, 1,000,002,240 a day, 99% within 1000.0 ms" in output
     assert re.search(r"processes +\d+, a core each", output)

@@ -31,7 +31,7 @@ _MAGIC: Final = 2
 _ROOM: Final = 2**30
 
 
-class ChunkRoute:
+class RecordBatchLabeller:
     """A worker's way from a batch of events to a batch of labels."""
 
     def __init__(self, artifact: Artifact) -> None:
@@ -63,15 +63,15 @@ class ChunkRoute:
 
 def chunk_costs(artifact: Artifact, texts: Sequence[str]) -> Mapping[int, Sequence[float]]:
     """Return the seconds of chunks by their size, with a memory that knows the first half of texts."""
-    road = ChunkRoute(artifact)
+    labeller = RecordBatchLabeller(artifact)
     middle = len(texts) // 2
     for begin in range(0, middle, SIZES[-1]):
-        road.label(events_of(texts[begin : min(middle, begin + SIZES[-1])]))
+        labeller.label(events_of(texts[begin : min(middle, begin + SIZES[-1])]))
     costs: dict[int, list[float]] = defaultdict(list)
     for chunk in _chunks(texts[middle:]):
         events = events_of(chunk)
         begun = time.perf_counter()
-        road.label(events)
+        labeller.label(events)
         costs[len(chunk)].append(time.perf_counter() - begun)
     return costs
 

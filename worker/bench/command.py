@@ -48,7 +48,7 @@ def bench(
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Demand:
     """What is to be planned for: messages a second, and the time for 99% of them, in seconds.
 
     `round_trip` is what the brokers add to a chunk, in seconds; `core_hour` a price, if there is one.
@@ -60,7 +60,7 @@ class Wish:
     core_hour: float | None = None
 
 
-def plan_for(wish: Wish, model: Path | None, texts: Path | None) -> int:
+def print_plan(demand: Demand, model: Path | None, texts: Path | None) -> int:
     """Measure a model on texts, and print how many processes a rate needs.
 
     Raises:
@@ -69,26 +69,26 @@ def plan_for(wish: Wish, model: Path | None, texts: Path | None) -> int:
 
     """
     artifact = load_artifact(model or BUILT_IN_MODEL)
-    costs = Costs(chunk_costs(artifact, read_texts(texts)), wish.round_trip)
-    found = plan(costs, wish.rate, wish.p99)
-    print(_plan_table(wish, found, artifact.manifest.name))
+    costs = Costs(chunk_costs(artifact, read_texts(texts)), demand.round_trip)
+    found = plan(costs, demand.rate, demand.p99)
+    print(_plan_table(demand, found, artifact.manifest.name))
     return 0
 
 
-def _plan_table(wish: Wish, found: Plan, model: str) -> str:
-    a_day = wish.rate * _SECONDS_OF_A_DAY
+def _plan_table(demand: Demand, found: Plan, model: str) -> str:
+    a_day = demand.rate * _SECONDS_OF_A_DAY
     lines = [
         f"{model} on {machine()}",
-        f"{wish.rate:,.0f} messages a second, {a_day:,.0f} a day, 99% within {_milliseconds(wish.p99)}",
+        f"{demand.rate:,.0f} messages a second, {a_day:,.0f} a day, 99% within {_milliseconds(demand.p99)}",
         f"  processes   {found.processes}, a core each, computing {found.busy:.0%} of the time",
         f"  partitions  {found.processes} at least; twice as many leave room to double",
         f"  p99         {_milliseconds(found.p99_by_formula)} by formula, {_milliseconds(found.p99_simulated)} simulated",
         f"  a chunk     {found.records:.1f} messages in {_milliseconds(found.cycle)}",
-        f"  brokers     {_milliseconds(wish.round_trip)} of that (--round-trip)",
+        f"  brokers     {_milliseconds(demand.round_trip)} of that (--round-trip)",
     ]
-    if wish.core_hour is not None:
-        price = found.processes * wish.core_hour / _SECONDS_OF_AN_HOUR / wish.rate * 1e6
-        lines.append(f"  a million   {price:.4f} at {wish.core_hour:g} for a core and hour")
+    if demand.core_hour is not None:
+        price = found.processes * demand.core_hour / _SECONDS_OF_AN_HOUR / demand.rate * 1e6
+        lines.append(f"  a million   {price:.4f} at {demand.core_hour:g} for a core and hour")
     lines += [
         "Assumed: messages come independently of each other, evenly over partitions, and as often",
         "known already as in these texts; each process has a core of its own; brokers keep up.",

@@ -72,10 +72,10 @@ def add_plan(commands: Any) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from worker.bench.command import Wish, plan_for
+    from worker.bench.command import Demand, print_plan
 
-    wish = Wish(options.rate, options.p99, options.round_trip, options.core_hour)
-    return plan_for(wish, options.model, options.texts)
+    demand = Demand(options.rate, options.p99, options.round_trip, options.core_hour)
+    return print_plan(demand, options.model, options.texts)
 
 
 def _add_measured(parser: argparse.ArgumentParser) -> None:

@@ -93,7 +93,7 @@ class Cost(NamedTuple):
 
 
 @dataclass
-class Road:
+class KafkaRoute:
     """What was measured, by name and round; `missed` says why something was not."""
 
     costs: dict[str, list[Cost]] = field(default_factory=dict)
@@ -108,25 +108,25 @@ class Road:
         return statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
 
 
-def measure_road(folder: Path, texts: Sequence[str], core: int, rounds: int) -> Road:
+def measure_kafka_route(folder: Path, texts: Sequence[str], core: int, rounds: int) -> KafkaRoute:
     """Measure all contenders with the models in a folder."""
-    road = Road()
+    route = KafkaRoute()
     few = f"{len(texts):,} different messages are too few" if len(texts) < LEAST else None
     if reason := missing() or few:
-        road.missed = {contender.name: reason for contender in CONTENDERS}
-        return road
+        route.missed = {contender.name: reason for contender in CONTENDERS}
+        return route
     with bench_of(texts) as bench:
         for number in range(1, rounds + 1):
             print(f"Kafka to Kafka, round {number} of {rounds}", file=sys.stderr, flush=True)
             for contender in CONTENDERS:
-                if contender.name not in road.missed:
+                if contender.name not in route.missed:
                     try:
                         cost = measure(bench, contender, folder, core)
-                        road.costs.setdefault(contender.name, []).append(cost)
+                        route.costs.setdefault(contender.name, []).append(cost)
                     except NotMeasuredError as error:
-                        road.missed[contender.name] = str(error)
-                        road.costs.pop(contender.name, None)
-    return road
+                        route.missed[contender.name] = str(error)
+                        route.costs.pop(contender.name, None)
+    return route
 
 
 def measure(bench: Bench, contender: Contender, models: Path, core: int) -> Cost:
