@@ -13,7 +13,7 @@ Four questions, each with tables of its own:
 4. what a full disk cache does: size, what it forgets, cost, and whether labels stay right.
 
 Times are of CPU, medians over the rounds, since others may use the same cores; where processes
-compete, the time on the clock is told too. Bytes are those by which a process has grown. `--texts`
+compete, the time on the clock is printed too. Bytes are those by which a process has grown. `--texts`
 has a message a line; left out, a chat in the shape of a real one is made up.
 """
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 CHAT, LONG_CHAT = 40_000, 400_000
 SIZES = (100, 1000, 3000, 10_000, 30_000, 100_000, MEMORY_ENTRIES, 1_000_000)
-# Where the long chat is to tell something.
+# From these sizes on the long chat shows a difference.
 LARGE_SIZES = SIZES[2:]
 MEASURED_IN_MEMORY = ("MemoryCache", "two generations", "LRU")
 # As for seven labels: scores, and before them in memory a byte.
@@ -163,7 +163,7 @@ def resident_bytes() -> int:
 
 
 def measure_work(texts: Sequence[str], rounds: int) -> None:
-    """Tell what a text takes that is not remembered, step by step."""
+    """Print what a text takes that is not remembered, step by step."""
     artifact = load_artifact(BUILT_IN_MODEL)
     tokenizer, engine = TextTokenizer(artifact), Engine(artifact)
     chosen = list(dict.fromkeys(texts))[:COMPUTED]

@@ -10,7 +10,7 @@ which sees it after it was acknowledged, and with exactly once after its transac
 sender and reader take of that is seen at the same rate on a loop that only consumes and produces
 (`benchmarks.loop`).
 
-Capacity is also told as a share of what the classifier alone makes of the same messages on the same
+Capacity is also printed as a share of what the classifier alone makes of the same messages on the same
 core: tokenizer, engine and caches, without Kafka.
 
 Kafka 4 holds commits back for some milliseconds to write more of them at once; that is off here.

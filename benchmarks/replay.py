@@ -55,7 +55,7 @@ def first_label(model: Path) -> float:
 
 def most_memory(model: Path, texts: Path) -> float:
     """Return the largest size of a process that labels all texts, in 10^6 bytes."""
-    # getrusage would tell of the process that has started it.
+    # getrusage would report the process that has started it.
     code = (
         "import sys; from worker.cli.entry import main; main(sys.argv[1:]);"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0], file=sys.stderr)"

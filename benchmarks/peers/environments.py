@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / "build" / "peers"
 LAST_LINES = 5
-# One thread each, nothing asked of a model hub, and nothing told to the makers of the libraries:
+# One thread each, nothing asked of a model hub, and nothing is reported to the makers of the libraries:
 # OpenVINO's telemetry has no switch but the sign of a continuous integration.
 VARIABLES = {
     "OMP_NUM_THREADS": "1",

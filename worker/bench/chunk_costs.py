@@ -1,4 +1,4 @@
-"""What a chunk costs from fetched bytes to bytes to send: all of the way but the brokers."""
+"""What a chunk costs from the bytes that were fetched to the bytes to send, without the brokers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from worker.inference.artifact import Artifact
 
 SIZES: Final = (1, 4, 16, 64, 256, 1024)
-# So many messages of each size in a round, at least.
+# A round takes so many messages in chunks of each size, at least.
 _MESSAGES: Final = 64
 _NO_COMPRESSION: Final = 0
 _MAGIC: Final = 2
@@ -32,7 +32,7 @@ _ROOM: Final = 2**30
 
 
 class RecordBatchLabeller:
-    """A worker's way from a batch of events to a batch of labels."""
+    """Does what a worker does between two brokers: it turns record batches of events into those of labels."""
 
     def __init__(self, artifact: Artifact) -> None:
         """Begin with an empty memory."""

@@ -27,7 +27,7 @@ class Bar(NamedTuple):
 
 
 def bars(title: str, rows: Sequence[Bar], where: str) -> str:
-    """Return a picture of bars from top to bottom; `where` tells below what it was measured on."""
+    """Return a picture of bars from top to bottom; `where` says at the bottom what it was measured on."""
     logs = [math.log10(row.value) for row in rows]
     bottom = min(logs) - 0.5
     lines = []

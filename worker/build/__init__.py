@@ -1,1 +1,1 @@
-"""Building a model: needs the extra `build`; never imported by the running side."""
+"""Building a model. This needs the extra `build`, and the running side never imports it."""

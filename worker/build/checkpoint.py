@@ -1,4 +1,4 @@
-"""A transformers checkpoint of a DistilBERT sequence classifier: read, score in fp32."""
+"""A transformers checkpoint of a DistilBERT sequence classifier, read and scored in fp32."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Checkpoint:
 def load_tokenizer(name: str, *, local: bool) -> Tokenizer:
     """Load a tokenizer, without any padding or truncation of its own.
 
-    `local` takes the name for a folder, and never for a hub id.
+    With `local` the name is always that of a folder, never a hub id.
 
     Raises:
         WorkerError: there is none.

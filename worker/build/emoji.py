@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 _FLAG = re.compile("[\U0001f1e6-\U0001f1ff]{2}")
 _VARIATION_SELECTOR = "\ufe0f"
-# Skin tones, and the frame around keycap digits.
+# These are skin tones, and the frame around keycap digits.
 _REMOVED = "[\U0001f3fb-\U0001f3ff\u20e3]"
 _SEEN_AT_LEAST = 3
-# Words of names that tell how an emoji is drawn, not what it says.
+# These words of names describe how an emoji is drawn, not what it says.
 _DRAWING_WORDS = frozenset({"a", "and", "button", "face", "of", "on", "sign", "the", "with"})
 
 
@@ -56,7 +56,7 @@ def add_emoji(tokenizer: Tokenizer, embeddings: torch.Tensor, texts: Iterable[st
     """
     names = emoji_names(texts)
     new = [char for char in names if tokenizer.token_to_id(char) is None]
-    # A base may have more rows than tokens: a new token's row must stand where its id points.
+    # A base may have more rows than tokens. They go, so that a new token's row stands where its id points.
     embeddings = embeddings[: tokenizer.get_vocab_size()]
     usual = embeddings.norm(dim=1).median()
     rows = [embeddings]
@@ -64,7 +64,7 @@ def add_emoji(tokenizer: Tokenizer, embeddings: torch.Tensor, texts: Iterable[st
         mean = embeddings[encoding.ids].mean(dim=0)
         rows.append((mean * usual / mean.norm()).unsqueeze(0))
     tokenizer.add_tokens([AddedToken(char, normalized=False) for char in new])
-    # A symbol that the vocabulary has keeps its id, but is now cut out of words too.
+    # A symbol that the vocabulary has already keeps its id, and from now on is cut out of words too.
     tokenizer.add_tokens([AddedToken(char, normalized=False) for char in names])
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Replace(Regex(_REMOVED), ""), tokenizer.normalizer]
@@ -73,6 +73,6 @@ def add_emoji(tokenizer: Tokenizer, embeddings: torch.Tensor, texts: Iterable[st
 
 
 def _words(names: str) -> str:
-    """Return the telling words of names, each once."""
+    """Return the words of names that say something, each once."""
     words = list(dict.fromkeys(re.findall(r"[^\W_]+", names.lower())))
     return " ".join([word for word in words if word not in _DRAWING_WORDS] or words)

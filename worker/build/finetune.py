@@ -109,7 +109,7 @@ def _start(
     config.update(head)
     model = DistilBertForSequenceClassification(config)
     model.distilbert.load_state_dict(state)
-    # The file of a base may pad and cut by itself: the worker never pads, and cuts by its limit.
+    # The tokenizer file of a base may pad and cut by itself. The worker never pads, and cuts by its own limit.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if options.emoji:
@@ -124,7 +124,7 @@ def _start(
 
 
 def _load_base(base: str) -> tuple[DistilBertConfig, dict[str, torch.Tensor]]:
-    """Load the encoder of a folder or a hub id; its head, if it has one, is left behind."""
+    """Load the encoder of a folder or a hub id, without the head that it may have."""
     try:
         model = DistilBertModel.from_pretrained(base, use_safetensors=True)
     except (OSError, ValueError, RuntimeError):
@@ -138,7 +138,7 @@ def _load_base(base: str) -> tuple[DistilBertConfig, dict[str, torch.Tensor]]:
 
 
 def _last_checkpoint(partial: Path) -> str | None:
-    """Return the Trainer's last whole checkpoint; a kill may have cut a later one short."""
+    """Return the Trainer's last whole checkpoint, and remove those that a kill cut short."""
     for folder in partial.glob("checkpoint-*"):
         # The Trainer writes this file last.
         if not _is_json(folder / "trainer_state.json"):
@@ -163,7 +163,7 @@ def _trainer(
     partial: Path,
 ) -> Trainer:
     def dev_quality(prediction: EvalPrediction) -> dict[str, float]:
-        # The Trainer goes through dev by length: only its own label ids are in that order.
+        # The Trainer goes through dev in the order of lengths, and only its own label ids are in that order.
         truth = _truth(data, prediction.label_ids)
         scores = np.array([scores_of(data.task, row) for row in prediction.predictions])
         quality = _measure(data, scores, _thresholds(data, scores, truth), truth)
@@ -213,7 +213,7 @@ def _arguments(options: FinetuneOptions, partial: Path, texts: int) -> TrainingA
 
 
 def resolve_precision(wanted: str) -> str:
-    """Return the precision to train at: what is wanted, or for auto what the hardware has.
+    """Return the precision to train at. For auto that is what the hardware multiplies fast.
 
     bf16 on a GPU with it or a CPU that multiplies it in hardware, fp16 on other GPUs, else fp32.
     """
@@ -252,7 +252,7 @@ def _truth(data: TrainingData, targets: object) -> NDArray[np.bool_]:
 def _thresholds(
     data: TrainingData, scores: NDArray[np.float32], truth: NDArray[np.bool_]
 ) -> list[float]:
-    # For one-of the highest score wins; a threshold above zero is a user's wish, not a fit.
+    # For one-of the highest score wins. A threshold above zero would be a demand of the user, so none is fitted.
     if data.task is Task.ONE_OF:
         return [0.0] * scores.shape[1]
     return choose_thresholds(scores, truth)
@@ -278,7 +278,7 @@ def _save(
 ) -> Quality:
     model.save_pretrained(folder)
     _as_transformers(tokenizer, options.max_tokens).save_pretrained(folder)
-    # Loaded anew: the Trainer has wrapped the model in its own precision.
+    # It is loaded anew, because the Trainer has wrapped the model in its own precision.
     checkpoint = Checkpoint.load(folder)
     scores = checkpoint.scores([example.text for example in data.dev], options.max_tokens)
     truth = _truth(data, _targets(data, data.dev))
@@ -298,14 +298,14 @@ def _as_transformers(tokenizer: Tokenizer, max_tokens: int) -> PreTrainedTokeniz
 
 
 def _open_partial(options: FinetuneOptions) -> Path:
-    """Make or find the folder of the unfinished run; only what this run wrote is ever resumed."""
+    """Make the folder of the run, or find it unfinished; only what the same run wrote is resumed."""
     partial = options.output.with_name(options.output.name + ".partial")
     identity = partial / "run.json"
     digests = [
         hashlib.sha256(path.read_bytes()).hexdigest() for path in (options.train, options.dev)
     ]
     run = json.dumps({"options": _plain(options), "data": digests}, indent=2)
-    # A kill may have left the folder before it had an identity.
+    # An empty folder is one that a kill left before the run had an identity.
     if partial.exists() and any(partial.iterdir()):
         owned = partial.stat().st_uid == os.getuid()
         if not owned or not identity.exists() or identity.read_text(encoding="utf-8") != run:

@@ -1,12 +1,11 @@
 """The ONNX graph of a DistilBERT classifier in int8, written from its weights.
 
-No exporter and no pattern matching: each node stands where this file puts it.
+There is no exporter and no pattern matching: each node stands where this file puts it.
 
-Every matrix product of the encoder runs on int8 weights, a scale a column, and on activations
-quantized by row: a row's scale depends on that row alone, so the answer for a text does not
-depend on the texts it shares a batch with. The tokens of a batch stand one after another without
-padding, and all go through a product at once; attention, which is within a text, takes the texts
-of one length together. In the last layer only the first token, which the head reads, goes on after
+Every matrix product of the encoder multiplies activations that are quantized by row with int8 weights that
+have a scale a column. A row's scale depends on that row alone, so the answer for a text does not depend on
+the texts that it shares a batch with. The tokens of a batch stand one after another without padding, and all
+go through a product at once. Attention works within a text, on all texts of one length together. In the last layer only the first token, which the head reads, goes on after
 attention.
 """
 
@@ -66,8 +65,8 @@ def write_graph(
     for index in range(layers):
         layer = f"distilbert.transformer.layer.{index}."
         if index == layers - 1:
-            # A fixed scale makes of what is not finite a number that is. By row, it spreads over
-            # all tokens of its text here, and so the logits show it.
+            # With a fixed scale NaN and infinity become ordinary numbers. By row they spread over all
+            # tokens of their text here, so that its logits are not finite either.
             graph.fixed.pop(hidden, None)
         attended = _attention(layer, hidden, rows, texts)
         if cut and index == layers - 1:
@@ -90,7 +89,7 @@ def largest_normalized(folder: Path, batches: Iterable[Sequence[Sequence[int]]])
     model.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
     )
-    # Beside the weights, where it finds them.
+    # It stands beside the weights, where it finds them.
     watched = folder / f"watched-{GRAPH_FILE}"
     watched.write_bytes(serialize(model.graph))
     try:
@@ -115,7 +114,7 @@ def quantize_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
     """Quantize a matrix [in, out] symmetrically: int8 [in, out], and float32 scales [out]."""
     scales = np.abs(weight).max(axis=0) / np.float32(_INT8_MAX)
     scales = np.where(scales > 0, scales, 1).astype(np.float32)
-    # Scales too small for full precision round a quotient beyond the range.
+    # A scale too small for full precision can round a quotient to beyond the range.
     quotients = np.clip(np.rint(weight / scales), -_INT8_MAX, _INT8_MAX)
     return quotients.astype(np.int8), scales
 
@@ -150,7 +149,7 @@ class _Graph:
         self._numbers = count()
         self._constants: dict[str, NDArray[Any]] = {}
         self._normalized = None if normalized is None else iter(normalized)
-        # The fixed scale of a value, where it has one.
+        # The fixed scales of those values that have one.
         self.fixed: dict[str, str] = {}
         self.heads = heads
         self.dim = weights["distilbert.embeddings.LayerNorm.weight"].size
@@ -260,7 +259,7 @@ class _Rows:
             self._zero_point(),
         ]
         if bias and quantized.row_scales is None:
-            # Weights have no zero point.
+            # Weights are symmetric, so they have no zero point.
             inputs += ["", graph.vector(f"{name}.bias")]
         product = graph.add("MatMulIntegerToFloat", *inputs, domain="com.microsoft")
         if quantized.row_scales is None:
@@ -281,7 +280,7 @@ class _Texts:
         rows = graph.add("ReduceProd", "groups", axis)
         self._ends = graph.add("CumSum", rows, graph.integers("zero", 0))
         self._starts = graph.add("Sub", self._ends, rows)
-        # Texts, tokens, and whatever that leaves.
+        # The shape is texts, tokens, and whatever that leaves.
         widths = graph.integers("one_column", 0, 0, 0, 1)
         self._shapes = graph.add("Pad", "groups", widths, graph.integers("rest", -1))
         self._count = graph.add("Shape", "groups", end=1)
@@ -303,7 +302,7 @@ class _Texts:
         with graph.apart() as nodes:
             together = graph.add("ConcatFromSequence", self._group_by_group(parts), axis=0)
         by_group = helper.make_graph(nodes, f"by_group_{together}", [], [_floats(together)])
-        # Where all texts have one length, which is how most come, nothing has to be copied.
+        # Most batches have texts of one length, and of these nothing has to be copied.
         return graph.add("If", self._alone, then_branch=at_once, else_branch=by_group)
 
     def _group_by_group(self, parts: Sequence[str]) -> str:
@@ -377,7 +376,7 @@ def _feed_forward(graph: _Graph, layer: str, attended: str, residual: str, rows:
 
 
 def _head(graph: _Graph, hidden: str) -> None:
-    """Classify first tokens, [batch, dim], in fp32: small, and the nearest to the decision."""
+    """Classify first tokens, [batch, dim], in fp32, since it is little work and nearest to the decision."""
     for name in ("pre_classifier", "classifier"):
         weight = graph.constant(f"{name}.weight", graph.weight(f"{name}.weight").T)
         product = graph.add("MatMul", hidden, weight)
@@ -387,7 +386,7 @@ def _head(graph: _Graph, hidden: str) -> None:
 
 
 def _tensor(name: str, value: NDArray[Any], file: Any) -> onnx.TensorProto:  # noqa: ANN401 - a binary file
-    """Make a constant: small ones stand in the graph, big ones in the file of weights."""
+    """Make a constant. A small one stands in the graph, a large one in the file of weights."""
     tensor = numpy_helper.from_array(value, name)
     if value.nbytes >= _EXTERNAL_FROM_BYTES:
         file.write(b"\0" * (-file.tell() % _ALIGNMENT))

@@ -1,4 +1,4 @@
-"""The default base model: a six-layer MiniLM, turned into the DistilBERT it can be written as.
+"""The default base model: a six-layer MiniLM, rewritten as the DistilBERT that computes the same.
 
 A BERT differs from a DistilBERT by its token-type table. Where every token has type 0, its row 0
 is a constant that can be added to each row of the position table: the same function exactly.

@@ -41,9 +41,9 @@ from worker.inference.tokens import TextTokenizer, cut_batches
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Two special ones, and one of the text.
+# Two special tokens, and one of the text.
 _FEWEST_TOKENS = 3
-# Where no labelled file is given, int8 is compared with fp32 on these.
+# On these texts int8 is compared with fp32 where no labelled file is given.
 _BUILT_IN_TEXTS = (
     "gg wp",
     "lol that was close",
@@ -72,7 +72,7 @@ class GateLimits:
 
 @dataclass(frozen=True, slots=True)
 class PrepareOptions:
-    """What to prepare, and what to measure it on; `max_tokens` None is all the model has.
+    """What to prepare, and what to measure it on; a `max_tokens` of None is all the model has.
 
     With `calibrate_on`, labelled texts such as it was trained on, the scales of activations after
     normalizations are fixed to what these texts need.
@@ -176,7 +176,7 @@ def _write_model(
 def _measure(
     options: PrepareOptions, path: Path, checkpoint: Checkpoint, artifact: Artifact
 ) -> MeasuredQuality:
-    """Measure both on a labelled file, and hold the difference against the limits."""
+    """Measure checkpoint and artifact on a labelled file, and compare the difference with the limits."""
     examples = read_examples(path, options.form)
     check_labels(path, examples, checkpoint.labels)
     texts = [example.text for example in examples]
@@ -211,7 +211,7 @@ def _measure(
 def _decision_agreement(
     checkpoint: Checkpoint, fp32: NDArray[np.float32], int8: NDArray[np.float32]
 ) -> float:
-    """Return the share of single decisions that agree: text x label, or argmax for one-of."""
+    """Return the fraction of single decisions that agree: of each label of each text, or the best for one-of."""
     if checkpoint.task is Task.ONE_OF:
         return float((fp32.argmax(axis=1) == int8.argmax(axis=1)).mean())
     thresholds = np.array(checkpoint.thresholds)

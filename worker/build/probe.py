@@ -1,4 +1,4 @@
-"""A model of one int8 product, which tells whether such products clip on this CPU.
+"""A model of one int8 product, which shows whether such products clip on this CPU.
 
 `python -m worker.build.probe` writes it; a test holds the file to this code.
 """

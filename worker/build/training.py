@@ -1,4 +1,4 @@
-"""What to train on and how: read and checked before torch, which takes half a minute to load."""
+"""What to train on and how. It is read and checked before torch is loaded, which takes half a minute."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class FinetuneOptions:
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """Labelled texts for training and for dev; `labels` are sorted, and no other stands in either."""
+    """Labelled texts for training and for dev; `labels` are sorted, and neither has any other."""
 
     task: Task
     labels: list[str]
