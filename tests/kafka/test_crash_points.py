@@ -94,12 +94,14 @@ def put_one_to_sleep(stage: Stage, proxy: Proxy, guarantee: str, api: Api, timeo
     more = {"KAFKA__TRANSACTION_TIMEOUT_SECONDS": str(timeout)}
     sleepers.append(start(stage, guarantee, **more))
     assert fault.struck.wait(60)
+    asleep = members(stage)
     successor = start(stage, guarantee, **more)
     if timeout < 10 or guarantee == "at-least-once":
         stage.wait_until_done()
     else:
         # The open transaction keeps the successor waiting until the sleeper is back.
-        wait_until(lambda: "joined" in members(stage, 1), "the successor alone in the group")
+        wait_until(lambda: bool(members(stage) - asleep), "the successor in the group")
+        wait_until(lambda: asleep.isdisjoint(members(stage)), "the sleeper out of the group")
     fault.release()
     sleepers[0].resume()
     stage.wait_until_done()
@@ -111,12 +113,11 @@ def put_one_to_sleep(stage: Stage, proxy: Proxy, guarantee: str, api: Api, timeo
     assert sleepers[0].stop() == 0
 
 
-def members(stage: Stage, number: int) -> str:
-    """Tell whether a group has so many members and is stable."""
+def members(stage: Stage) -> set[str]:
+    """Return the ids that the group's coordinator has given to those in it."""
     with stage.kafka.admin() as admin:
         group = admin.describe_groups([stage.group])[stage.group]
-    stable = group["group_state"] == "Stable" and len(group["members"]) == number
-    return "joined" if stable else ""
+    return {member["member_id"] for member in group["members"]}
 
 
 @pytest.mark.slow
@@ -167,7 +168,7 @@ def test_a_worker_whose_engine_stalls_loses_its_partitions_and_repeats_nothing_l
     stage.environment["STALL_WHILE"] = str(wait)
     stalled = stage.worker(KAFKA__GUARANTEE=guarantee, **more)
     wait_until(lambda: len(stage.labels()) > 0, "the first labels")
-    wait_until(lambda: "joined" in members(stage, 0) or no_members(stage), "it has left")
+    wait_until(lambda: not members(stage), "it has left")
     successor = stage.worker(KAFKA__GUARANTEE=guarantee)
     stage.wait_until_done()
     wait.unlink()
@@ -176,11 +177,6 @@ def test_a_worker_whose_engine_stalls_loses_its_partitions_and_repeats_nothing_l
     stage.wait_until_done()
     assert successor.stop() == stalled.stop() == 0
     assert sorted(map(place_of, stage.labels())) == [(p, n) for p in (0, 1) for n in range(200)]
-
-
-def no_members(stage: Stage) -> bool:
-    with stage.kafka.admin() as admin:
-        return not admin.describe_groups([stage.group])[stage.group]["members"]
 
 
 @pytest.mark.slow
