@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kafka.broker import wait_until
+from tests.kafka.raw import RawProducer, record_batch
 
 if TYPE_CHECKING:
     from tests.kafka.stage import Stage, WorkerProcess
 
 LAG = 1_000_000
-SLICE = 100_000
 DIFFERENT_TEXTS = 625
 # Fewer than there are texts: the table in the process is full before long.
 MEMORY_ENTRIES = "500"
@@ -34,9 +35,11 @@ def test_memory_stays_flat_with_a_million_records_of_lag(
 ) -> None:
     # Measuring coverage takes memory of its own, and half of the time.
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-    values = [b'{"text": "message %d"}' % number for number in range(DIFFERENT_TEXTS)]
-    for _ in range(LAG // SLICE):
-        stage.produce_values(values * (SLICE // DIFFERENT_TEXTS), linger_ms=20)
+    records = [(b"key-%d" % (n % 3), b'{"text": "message %d"}' % n) for n in range(DIFFERENT_TEXTS)]
+    batch = record_batch(records, timestamp=int(time.time() * 1000))
+    with RawProducer(stage.kafka) as producer:
+        for number in range(LAG // DIFFERENT_TEXTS):
+            producer.append(stage.input, number % stage.partitions, batch)
     stage.settings |= {
         "CACHE__ENABLED": "true",
         "CACHE__DIRECTORY": str(stage.folder / "cache"),
