@@ -15,9 +15,10 @@ import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from secrets import token_hex
+from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
@@ -34,6 +35,7 @@ from kafka.admin import (
 )
 from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
+from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -117,22 +119,33 @@ class Kafka:
         """Keep the settings that each client needs to be let in, in kafka-python's names."""
         self.bootstrap = bootstrap
         self.settings: dict[str, Any] = {"bootstrap_servers": bootstrap.split(","), **settings}
+        self._admin: KafkaAdminClient | None = None
+        self._turn = RLock()
 
     @contextmanager
     def admin(self) -> Iterator[KafkaAdminClient]:
-        # Where one of several brokers hangs, another must be asked before long.
-        client = self._connect(
-            KafkaAdminClient, request_timeout_ms=10_000, bootstrap_timeout_ms=10_000
-        )
-        try:
-            yield client
-        finally:
-            client.close()
+        """Lend the client that is kept until it fails or `close` is called, to one at a time."""
+        # A connection costs as much as some ten questions, and tests ask again and again.
+        with self._turn:
+            if self._admin is None:
+                self._admin = self._new_admin()
+            try:
+                yield self._admin
+            except KafkaError:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Close the client that is kept."""
+        with self._turn:
+            if self._admin is not None:
+                self._admin.close()
+            self._admin = None
 
     def brokers(self) -> set[int]:
         """Return the ids of the brokers that take part, as the first that answers sees them."""
-        with self.admin() as admin:
-            # What a client can ask for in public may be answered by any broker, a hung one too.
+        # What a client can ask for in public may be answered by any broker, a hung one too.
+        with closing(self._new_admin()) as admin:
             return {broker.node_id for broker in admin._manager.cluster.brokers()}
 
     def create_topic(self, name: str, partitions: int = 1, **configs: str) -> None:
@@ -169,14 +182,18 @@ class Kafka:
     def ends(self, topic: str, isolation: str) -> dict[TopicPartition, int]:
         """Return where a topic ends; for committed reads, before the first open transaction."""
 
-        def ask(consumer: KafkaConsumer) -> dict[TopicPartition, int]:
-            numbers = consumer.partitions_for_topic(topic)
-            ends: dict[TopicPartition, int] = consumer.end_offsets(
-                [TopicPartition(topic, number) for number in numbers]
+        def ask(admin: KafkaAdminClient) -> dict[TopicPartition, int]:
+            (found,) = admin.describe_topics([topic])
+            ends = admin.list_partition_offsets(
+                {
+                    TopicPartition(topic, partition["partition_index"]): OffsetSpec.LATEST
+                    for partition in found["partitions"]
+                },
+                isolation_level=IsolationLevel[isolation.upper()],
             )
-            return ends
+            return {partition: end.offset for partition, end in ends.items()}
 
-        ends: dict[TopicPartition, int] = self._consume(isolation, ask)
+        ends: dict[TopicPartition, int] = self._ask(ask)
         return ends
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
@@ -187,6 +204,12 @@ class Kafka:
             for partition, position in offsets.items()
             if partition.topic == topic and position.offset >= 0
         }
+
+    def _new_admin(self) -> KafkaAdminClient:
+        # Where one of several brokers hangs, another must be asked before long.
+        return self._connect(
+            KafkaAdminClient, request_timeout_ms=10_000, bootstrap_timeout_ms=10_000
+        )
 
     def _connect(self, make: Callable[..., Any], **settings: Any) -> Any:
         """Make a client, or close what kafka-python leaves running where it cannot."""
@@ -416,6 +439,7 @@ class Cluster(Kafka):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
         for node in self.nodes:
             if node.running:
                 node.kill()
@@ -438,6 +462,7 @@ class Cluster(Kafka):
 
     def revive(self) -> None:
         """Let every node run again and catch up, whatever a test has done to it."""
+        self.close()
         for node in self.nodes:
             if node.running:
                 node.resume()

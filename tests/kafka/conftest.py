@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
@@ -43,7 +44,8 @@ def _nothing_is_left_to_other_tests() -> Iterator[None]:
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
     """Return Kafka of one broker."""
     if address := os.environ.get("TEST_KAFKA"):
-        yield Kafka(address)
+        with closing(Kafka(address)) as kafka:
+            yield kafka
         return
     _require_broker()
     with Cluster(tmp_path_factory.mktemp("kafka")) as cluster:

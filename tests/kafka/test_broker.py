@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -115,7 +115,10 @@ def test_offsets_that_a_transaction_committed_are_found(kafka: Kafka, topic: str
 
 
 def test_who_comes_by_the_proxied_listener_looks_for_the_proxy(kafka_node: Node) -> None:
-    with Kafka(f"127.0.0.1:{kafka_node.proxied_port}").admin() as admin:
+    with (
+        closing(Kafka(f"127.0.0.1:{kafka_node.proxied_port}")) as kafka,
+        kafka.admin() as admin,
+    ):
         (broker,) = admin._manager.cluster.brokers()
     assert broker.port == kafka_node.proxy_port
 
