@@ -35,10 +35,10 @@ from kafka.admin import (
 )
 from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
-from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from typing import Self
 
     from kafka.consumer.fetcher import ConsumerRecord
@@ -91,6 +91,9 @@ DEFAULTS = {
 INTERNAL = {"CONTROLLER": "PLAINTEXT", "INTERNAL": "PLAINTEXT"}
 PLAIN = INTERNAL | {"CLIENT": "PLAINTEXT", "PROXIED": "PLAINTEXT"}
 SECURE = INTERNAL | {"CLIENT": "SASL_SSL", "PROXIED": "SASL_SSL", "MUTUAL": "SSL"}
+# Where one of several brokers hangs, another must be asked.
+ANSWERED_BEFORE_LONG = {"request_timeout_ms": 10_000, "bootstrap_timeout_ms": 10_000}
+
 MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN")
 
 
@@ -119,33 +122,24 @@ class Kafka:
         """Keep the settings that each client needs to be let in, in kafka-python's names."""
         self.bootstrap = bootstrap
         self.settings: dict[str, Any] = {"bootstrap_servers": bootstrap.split(","), **settings}
-        self._admin: KafkaAdminClient | None = None
+        self._kept: dict[tuple[Any, ...], Any] = {}
         self._turn = RLock()
 
-    @contextmanager
-    def admin(self) -> Iterator[KafkaAdminClient]:
-        """Lend the client that is kept until it fails or `close` is called, to one at a time."""
-        # A connection costs as much as some ten questions, and tests ask again and again.
-        with self._turn:
-            if self._admin is None:
-                self._admin = self._new_admin()
-            try:
-                yield self._admin
-            except KafkaError:
-                self.close()
-                raise
+    def admin(self) -> AbstractContextManager[KafkaAdminClient]:
+        """Lend a client for administration."""
+        return self._lend(KafkaAdminClient, **ANSWERED_BEFORE_LONG)
 
     def close(self) -> None:
-        """Close the client that is kept."""
+        """Close the clients that are kept."""
         with self._turn:
-            if self._admin is not None:
-                self._admin.close()
-            self._admin = None
+            for client in self._kept.values():
+                client.close()
+            self._kept.clear()
 
     def brokers(self) -> set[int]:
         """Return the ids of the brokers that take part, as the first that answers sees them."""
         # What a client can ask for in public may be answered by any broker, a hung one too.
-        with closing(self._new_admin()) as admin:
+        with closing(self._connect(KafkaAdminClient, **ANSWERED_BEFORE_LONG)) as admin:
             return {broker.node_id for broker in admin._manager.cluster.brokers()}
 
     def create_topic(self, name: str, partitions: int = 1, **configs: str) -> None:
@@ -174,27 +168,30 @@ class Kafka:
 
     def read(self, topic: str, isolation: str = "read_committed") -> list[ConsumerRecord]:
         """Return a topic's records up to where it ends now, each partition in its order."""
+        partitions = self.partitions(topic)
         records: list[ConsumerRecord] = self._consume(
-            isolation, lambda consumer: _read(consumer, topic)
+            isolation, lambda consumer: _read(consumer, partitions)
         )
         return records
 
     def ends(self, topic: str, isolation: str) -> dict[TopicPartition, int]:
         """Return where a topic ends; for committed reads, before the first open transaction."""
-
-        def ask(admin: KafkaAdminClient) -> dict[TopicPartition, int]:
-            (found,) = admin.describe_topics([topic])
-            ends = admin.list_partition_offsets(
-                {
-                    TopicPartition(topic, partition["partition_index"]): OffsetSpec.LATEST
-                    for partition in found["partitions"]
-                },
-                isolation_level=IsolationLevel[isolation.upper()],
-            )
-            return {partition: end.offset for partition, end in ends.items()}
-
-        ends: dict[TopicPartition, int] = self._ask(ask)
+        partitions = self.partitions(topic)
+        ends: dict[TopicPartition, int] = self._consume(
+            isolation, lambda consumer: consumer.end_offsets(partitions)
+        )
         return ends
+
+    def is_settled(self, topic: str) -> bool:
+        """Return whether no transaction is open that hides what comes after it."""
+        return self.ends(topic, "read_committed") == self.ends(topic, "read_uncommitted")
+
+    def partitions(self, topic: str) -> list[TopicPartition]:
+        """Return the partitions that a topic has now."""
+        (found,) = self._ask(lambda admin: admin.describe_topics([topic]))
+        numbers = sorted(partition["partition_index"] for partition in found["partitions"])
+        assert numbers, f"there is no topic {topic} to see"
+        return [TopicPartition(topic, number) for number in numbers]
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """Return the offset that a group has committed for each partition, where it has."""
@@ -205,11 +202,19 @@ class Kafka:
             if partition.topic == topic and position.offset >= 0
         }
 
-    def _new_admin(self) -> KafkaAdminClient:
-        # Where one of several brokers hangs, another must be asked before long.
-        return self._connect(
-            KafkaAdminClient, request_timeout_ms=10_000, bootstrap_timeout_ms=10_000
-        )
+    @contextmanager
+    def _lend(self, make: Callable[..., Any], **settings: Any) -> Iterator[Any]:
+        """Lend a client that is kept until it fails or `close` is called, to one at a time."""
+        # A new one costs as much as ten questions, and tests ask again and again.
+        key = (make, *settings.items())
+        with self._turn:
+            if key not in self._kept:
+                self._kept[key] = self._connect(make, **settings)
+            try:
+                yield self._kept[key]
+            except KafkaError:
+                self.close()
+                raise
 
     def _connect(self, make: Callable[..., Any], **settings: Any) -> Any:
         """Make a client, or close what kafka-python leaves running where it cannot."""
@@ -228,13 +233,10 @@ class Kafka:
 
     def _consume(self, isolation: str, question: Callable[[KafkaConsumer], Any]) -> Any:
         def ask() -> Any:
-            consumer = self._connect(
+            with self._lend(
                 KafkaConsumer, isolation_level=isolation, enable_auto_commit=False
-            )
-            try:
+            ) as consumer:
                 return question(consumer)
-            finally:
-                consumer.close()
 
         return _again(ask)
 
@@ -258,9 +260,7 @@ def _again(ask: Callable[[], Any]) -> Any:
         time.sleep(PAUSE)
 
 
-def _read(consumer: KafkaConsumer, topic: str) -> list[ConsumerRecord]:
-    partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
-    assert partitions, f"there is no topic {topic} to see"
+def _read(consumer: KafkaConsumer, partitions: Sequence[TopicPartition]) -> list[ConsumerRecord]:
     consumer.assign(partitions)
     consumer.seek_to_beginning(*partitions)
     ends = consumer.end_offsets(partitions)
@@ -272,7 +272,8 @@ def _read(consumer: KafkaConsumer, topic: str) -> list[ConsumerRecord]:
         # A position steps over the markers of transactions, which no record ever shows.
         return all(consumer.position(partition) >= end for partition, end in ends.items())
 
-    wait_until(at_the_end, f"reading {topic} to its end")
+    wait_until(at_the_end, f"the end of {partitions[0].topic}")
+    consumer.unsubscribe()
     return sorted(records, key=lambda record: (record.partition, record.offset))
 
 
@@ -304,6 +305,7 @@ class Node:
         self.log = folder / "broker.log"
         self.kafka = Kafka(self.address, **settings)
         self._process: subprocess.Popen[bytes] | None = None
+        self.disturbed = False
 
     @property
     def address(self) -> str:
@@ -349,6 +351,7 @@ class Node:
     def spawn(self) -> None:
         """Start the process."""
         assert not self.running
+        self.disturbed = True
         command = [*TIED_TO_US, *JAVA, "kafka.Kafka", str(self.folder / "server.properties")]
         with self.log.open("ab") as log:
             start = SPAWNER.submit(
@@ -383,6 +386,7 @@ class Node:
 
     def pause(self) -> None:
         """Hang: connections stay, nothing answers."""
+        self.disturbed = True
         self._running_process().send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -468,7 +472,10 @@ class Cluster(Kafka):
                 node.resume()
             else:
                 node.spawn()
-        self._wait_until_complete()
+        if any(node.disturbed for node in self.nodes):
+            self._wait_until_complete()
+        for node in self.nodes:
+            node.disturbed = False
 
     def _wait_until_complete(self) -> None:
         for node in self.nodes:

@@ -192,14 +192,8 @@ class Stage:
         was killed ends with its time.
         """
 
-        def closed() -> bool:
-            return all(
-                self.kafka.ends(topic, "read_committed")
-                == self.kafka.ends(topic, "read_uncommitted")
-                for topic in (self.output, self.dead)
-            )
-
-        wait_until(closed, "the end of all transactions")
+        topics = (self.output, self.dead)
+        wait_until(lambda: all(map(self.kafka.is_settled, topics)), "the end of all transactions")
 
     def labels(self, isolation: str = "read_committed") -> list[ConsumerRecord]:
         return self.kafka.read(self.output, isolation)

@@ -40,7 +40,6 @@ Headers = list[tuple[str, bytes | None]]
 PRIVATE = b"meet me at the old mill"
 # This is more than one transaction sends.
 MANY = 1100
-ISOLATIONS = ("read_committed", "read_uncommitted")
 LOST_ORDER = "each goes behind the records that came since, so the order within its key is lost"
 
 
@@ -160,7 +159,7 @@ class Desk:
 
     def read(self, topic: str) -> list[ConsumerRecord]:
         """Return all records of a topic, once no transaction is undecided there."""
-        wait_until(lambda: len({self._end(topic, i) for i in ISOLATIONS}) == 1, "transactions")
+        wait_until(lambda: self.kafka.is_settled(topic), "transactions")
         return self.kafka.read(topic)
 
     def sent(self) -> list[bytes]:
@@ -173,13 +172,6 @@ class Desk:
         with closing(KafkaProducer(**self.kafka.settings, transactional_id=name)) as producer:
             producer.init_transactions()
         self.read(self.dead)
-
-    def _end(self, topic: str, isolation: str) -> int:
-        settings = {**self.kafka.settings, "isolation_level": isolation}
-        with closing(KafkaConsumer(**settings)) as consumer:
-            numbers = consumer.partitions_for_topic(topic)
-            ends = consumer.end_offsets([TopicPartition(topic, number) for number in numbers])
-        return sum(ends.values())
 
 
 @pytest.fixture
