@@ -76,7 +76,7 @@ SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-spawner")
 # than Kafka would keep them.
 DEFAULTS = {
     "auto.create.topics.enable": "false",
-    "broker.heartbeat.interval.ms": "200",
+    "broker.heartbeat.interval.ms": "1000",
     "broker.session.timeout.ms": "3000",
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",
@@ -443,6 +443,10 @@ class Cluster(Kafka):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Let no node run."""
         self.close()
         for node in self.nodes:
             if node.running:
@@ -465,7 +469,7 @@ class Cluster(Kafka):
         self._wait_until_complete()
 
     def revive(self) -> None:
-        """Let every node run again and catch up, whatever a test has done to it."""
+        """Let every node run again and catch up, whatever was done to it."""
         self.close()
         for node in self.nodes:
             if node.running:
