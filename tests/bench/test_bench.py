@@ -77,14 +77,16 @@ def test_a_file_without_texts_is_a_clear_error(
     assert complaint in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_files_that_cannot_be_used_are_clear_errors(
+def test_files_that_cannot_be_used_are_clear_errors_before_anything_is_measured(
     texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", str(tmp_path / "none.txt")]) == 1
     assert "cannot read" in capsys.readouterr().err
-    assert main(["bench", str(texts), "--json", str(tmp_path)]) == 1
-    assert "cannot write" in capsys.readouterr().err
+    for option in ("--json", "--picture"):
+        assert main(["bench", str(texts), option, str(tmp_path)]) == 1
+        output = capsys.readouterr()
+        assert "cannot write" in output.err
+        assert not output.out
 
 
 def test_without_a_file_texts_are_made_up_the_same_each_time() -> None:

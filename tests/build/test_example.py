@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.test_examples import output_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_trained_prepared_and_used(base: Path, tmp_path: Path) -> None:
     options = [
         "--base",

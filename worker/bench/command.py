@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from worker.bench.chunk_costs import chunk_costs
 from worker.bench.machine import machine
@@ -38,7 +38,10 @@ def bench(
         WorkerError: a file cannot be read or written, or the model cannot be used.
 
     """
-    speed = measure_speed(load_artifact(model or BUILT_IN_MODEL), read_texts(texts))
+    artifact, messages = load_artifact(model or BUILT_IN_MODEL), read_texts(texts)
+    for path in filter(None, (as_json, picture)):
+        _write(path, "", mode="a")  # what cannot be written is said before minutes of measuring
+    speed = measure_speed(artifact, messages)
     print(_table(speed))
     if as_json:
         _write(as_json, json.dumps(asdict(speed), indent=2) + "\n")
@@ -165,8 +168,9 @@ def _picture(speed: Speed) -> str:
     return bars(title, rows, speed.machine)
 
 
-def _write(path: Path, content: str) -> None:
+def _write(path: Path, content: str, mode: Literal["w", "a"] = "w") -> None:
     try:
-        path.write_text(content, encoding="utf-8")
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(content)
     except OSError as error:
         raise WorkerError(f"cannot write {path}: {error.strerror}", "check the path") from None
