@@ -23,7 +23,7 @@ demo: $(VENV)/.runtime
 	@echo "The 8 broken lines are in build/demo/labels.jsonl.dead.jsonl, each with the reason:"
 	@echo "that is the expected end."
 
-# Lint, types and tests; installs all they need, torch included (5 GB).
+# Lint, types and tests; installs all they need, torch included (7 GB).
 test: $(VENV)/.all build/kafka/.jars build/prometheus/.unpacked
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

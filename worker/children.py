@@ -2,7 +2,8 @@
 
 `worker run --processes N` and `worker replay --processes N` start children with the arguments that
 they got themselves, and one more, `--child NUMBER:END`: the child's number, counted from 0, and
-the descriptor of its end of the sockets. What goes over the sockets is up to the command. Either
+the descriptor of its end of the sockets. It follows the command's name, before a `--` that would
+make an operand of it. What goes over the sockets is up to the command. Either
 side reads the end of the stream when the other is gone, however it went.
 """
 
@@ -27,26 +28,34 @@ class ChildProcess:
     """A child as its parent sees it: the process, and the parent's end of the sockets."""
 
     def __init__(self, number: int, arguments: Sequence[str]) -> None:
-        """Start the child; `arguments` are those of the parent's own command line."""
+        """Start the child; `arguments` are those of the parent's own command line.
+
+        Raises:
+            WorkerError: the system starts no process now.
+
+        """
         self.number = number
         self.socket, childs_end = socket.socketpair()
         # False once the child has closed its end, which it does at the latest when it ends.
         self.connected = True
         # The module is named as it was for us, because -m alone looks into the current folder first.
         program = sys.orig_argv[1 : len(sys.orig_argv) - len(arguments)]
-        with childs_end:
+        child = ["--child", f"{number}:{childs_end.fileno()}"]
+        try:
             self._process = subprocess.Popen(  # noqa: S603 - this very program
-                [
-                    sys.executable,
-                    *program,
-                    *arguments,
-                    "--child",
-                    f"{number}:{childs_end.fileno()}",
-                ],
+                [sys.executable, *program, *arguments[:1], *child, *arguments[1:]],
                 pass_fds=[childs_end.fileno()],
                 # A terminal's Ctrl-C is for the parent alone.
                 start_new_session=True,
             )
+        except OSError as error:
+            self.socket.close()
+            raise WorkerError(
+                f"process {number} cannot be started: {error.strerror}",
+                "see what limits processes and memory here",
+            ) from None
+        finally:
+            childs_end.close()
 
     @property
     def exit_code(self) -> int | None:

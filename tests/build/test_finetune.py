@@ -339,7 +339,10 @@ def test_a_missing_file_of_texts_leaves_nothing_behind(
         (["--text-field", "body"], "a text in 'body' and its labels in 'labels'"),
         (["--label-field", "label"], "a text in 'text' and its labels in 'label'"),
         (["--dev", "missing.jsonl"], "cannot read missing.jsonl"),
-        (["--epochs", "0"], "epochs must be more than 0"),
+        (["--epochs", "0"], "epochs must be a number of more than 0"),
+        (["--epochs", "nan"], "epochs must be a number of more than 0"),
+        (["--learning-rate", "inf"], "learning_rate must be a number of more than 0"),
+        (["--weight-decay", "-1"], "weight_decay must be a number of 0 or more"),
         (["-o", "texts.jsonl"], "texts.jsonl exists"),
     ],
 )

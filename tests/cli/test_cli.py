@@ -36,6 +36,10 @@ MODULE = [sys.executable, "-m", "worker"]
 CONSOLE_SCRIPT = [str(Path(sysconfig.get_path("scripts")) / "worker")]
 
 
+# Longer than any file system takes.
+LONG = "n" * 300
+
+
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, encoding="utf-8"
@@ -227,6 +231,7 @@ def test_the_program_can_be_called_from_python(capsys: pytest.CaptureFixture[str
         (["health", "--listen", "off"], 2, "run.listen is off; set it to host:port"),
         (["demo", "--rate", "1", "--config", "absent"], 2, "cannot read absent: No such file"),
         (["evaluate", "absent", "absent.tsv"], 1, "cannot read absent.tsv: No such file"),
+        (["dead-letters", "redrive", "a", "-o", LONG, "--yes"], 1, f"cannot use {LONG}: File name"),
     ],
 )
 def test_an_error_is_one_sentence_and_its_kind_decides_the_exit_code(

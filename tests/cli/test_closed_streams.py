@@ -49,7 +49,7 @@ WORKING = {
     f"create-topics --brokers {NOBODY} --wait 1": 1,
     f"demo --brokers {NOBODY} --count 1": 1,
 }
-# These load torch first, which takes seconds.
+# `prepare` loads torch first, which takes seconds.
 SLOW = {
     "finetune --train absent.tsv --dev absent.tsv -o out": 1,
     "prepare absent -o out": 1,

@@ -40,7 +40,7 @@ def never_rewind() -> None:
     def flawed(self: KafkaTransport) -> bool:
         if not self.report.abandoned:
             return rewind(self)
-        return self._publisher.prepare(1)
+        return self._publisher.prepare(1) is None
 
     KafkaTransport._rewind = flawed  # type: ignore[method-assign]
 

@@ -470,7 +470,6 @@ class Cluster(Kafka):
 
     def revive(self) -> None:
         """Let every node run again and catch up, whatever was done to it."""
-        self.close()
         for node in self.nodes:
             if node.running:
                 node.resume()

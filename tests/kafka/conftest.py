@@ -69,11 +69,15 @@ def kafka_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
 
 
 @pytest.fixture(autouse=True)
-def _all_run_again(request: pytest.FixtureRequest) -> None:
+def _all_run_again(request: pytest.FixtureRequest) -> Iterator[None]:
     names = {"kafka", "secure_kafka", "kafka_cluster"} & set(request.fixturenames)
-    for each in map(request.getfixturevalue, names):
+    used = [request.getfixturevalue(name) for name in names]
+    for each in used:
         if isinstance(each, Cluster):
             each.revive()
+    yield
+    for each in used:
+        each.close()
 
 
 @pytest.hookimpl(trylast=True)

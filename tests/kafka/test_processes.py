@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
@@ -353,6 +355,19 @@ def child(arguments: list[str]) -> Iterator[supervisor._ConsumerChild]:
     child = supervisor._ConsumerChild(0, arguments)
     yield child
     child.kill()
+
+
+def test_a_process_that_the_system_does_not_start_is_started_later(
+    child: supervisor._ConsumerChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", refuse)
+        child.look_after()
+    assert not child.running
+    wait_until(lambda: is_ready(child), "the process to be ready")
 
 
 def is_ready(child: supervisor._ConsumerChild) -> bool:

@@ -153,6 +153,19 @@ def test_when_asked_to_stop_it_commits_what_it_published(
     assert sorted(map(place_of, stage.labels())) == [(p, n) for p in (0, 1) for n in range(100)]
 
 
+def test_when_asked_to_stop_between_transactions_it_does_not_wait_for_the_next(
+    stage: Stage,
+) -> None:
+    worker = stage.worker(
+        KAFKA__GUARANTEE="exactly-once", KAFKA__COMMIT_INTERVAL_SECONDS="10", RUN__STOP_SECONDS="1"
+    )
+    stage.produce(TEXTS)
+    wait_until(lambda: len(stage.labels()) > 0, "the first transaction")
+    assert worker.stop() == 0
+    # Who is ended by the watchdog does not get so far.
+    worker.wait_for("stopped", uncommitted=False)
+
+
 @GUARANTEES
 def test_it_counts_what_it_does_and_the_time_of_each_step(stage: Stage, guarantee: str) -> None:
     stage.produce(TEXTS)

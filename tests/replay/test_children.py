@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -54,6 +55,18 @@ def start(monkeypatch: pytest.MonkeyPatch, end: str, *, sends: bool) -> Children
     children = Children(2, [], ReplayPosition())
     os.waitid(os.P_PID, children._children[1]._process.pid, os.WEXITED | os.WNOWAIT)
     return children
+
+
+def test_a_child_that_the_system_does_not_start_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    problem = "process 0 cannot be started: Resource temporarily unavailable"
+    with pytest.raises(WorkerError, match=problem):
+        Children(2, [], ReplayPosition())
 
 
 @pytest.mark.parametrize(("end", "kind", "how"), ENDS)

@@ -230,7 +230,7 @@ def test_a_finished_run_says_so_and_changes_nothing(replay: Any, tmp_path: Path)
     assert replay(EXAMPLE, "-o", "out").code == 3
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     again = replay(EXAMPLE, "-o", "out")
-    assert again.code == 0
+    assert again.code == 3
     assert "this run is finished: 306 labelled, 8 dead letters" in again.err
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -360,7 +360,7 @@ def test_trouble_with_standard_error_stops_nothing(tmp_path: Path, redirection: 
 
 
 def start(tmp_path: Path, *arguments: object, **more: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "worker", "replay", *map(str, arguments), "--no-cache"]
+    command = [sys.executable, "-m", "worker", "replay", "--no-cache", *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more
     )
@@ -542,6 +542,29 @@ def test_a_full_standard_output_or_device_is_a_clear_error(
     assert done.returncode == 1
     assert b"No space left on device" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_an_error_that_nobody_expected_repeats_no_text(
+    replay: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Classifier, texts: list[str]) -> None:
+        raise ValueError(texts[0])
+
+    (tmp_path / "in.txt").write_text("meet me at noon\n", encoding="utf-8")
+    monkeypatch.setattr(Classifier, "classify", fail)
+    run = replay("in.txt", "-o", "out")
+    assert run.code == 1
+    assert "an unexpected error (ValueError) ended the work" in run.err
+    assert "noon" not in run.err
+
+
+@pytest.mark.slow
+def test_several_processes_take_inputs_behind_two_dashes(tmp_path: Path) -> None:
+    (tmp_path / "-in.jsonl").write_bytes(json_lines([{"text": text} for text in MESSAGES]))
+    process = start(tmp_path, "--processes", "2", "-o", "out", "--", "-in.jsonl")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert len((tmp_path / "out").read_bytes().splitlines()) == len(MESSAGES)
 
 
 @pytest.mark.slow

@@ -163,15 +163,16 @@ def test_a_process_that_was_asked_to_stop_is_not_asked_again(
 
 
 # Stands in for the one moment at which a signal could come that nobody could expect then: a process
-# that is about to send a signal to itself gets another one first.
+# that is about to note that its parent is gone gets a signal first.
 MEETS_A_SIGNAL = """
-kill = os.kill
-def kill_after_another(pid, number):
-    kill(pid, number)
-    while stop.received is None:
+remember = StopSignal._remember
+def remember_after_a_signal(self, number):
+    StopSignal._remember = remember
+    os.kill(os.getpid(), number)
+    while self.received is None:
         time.sleep(0.01)
-    kill(pid, number)
-os.kill = kill_after_another
+    self._remember(number)
+StopSignal._remember = remember_after_a_signal
 """
 
 

@@ -65,7 +65,7 @@ class Checkpoint:
         usual = 0.0 if task is Task.ONE_OF else 0.5
         thresholds = tuple(float(given.get(label, usual)) for label in labels)
         limit = config.max_position_embeddings
-        model.eval()  # type: ignore[no-untyped-call]
+        model.eval()  # type: ignore[no-untyped-call]  # transformers types few
         return cls(folder, model, tokenizer, task, labels, thresholds, limit)
 
     def logits(self, texts: Sequence[str], max_tokens: int | None = None) -> NDArray[np.float32]:
@@ -135,8 +135,8 @@ def predict_logits(
 
 def quiet_transformers() -> None:
     """Keep transformers from reporting on every weight that a new head starts without."""
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers types few
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers types few
 
 
 def _not_a_checkpoint(folder: Path) -> WorkerError:

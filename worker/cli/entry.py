@@ -99,6 +99,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         say(f"worker: {error}")
         wrong_usage = isinstance(error, ConfigurationError)
         return ExitCode.WRONG_USAGE if wrong_usage else ExitCode.FAILED
+    except OSError as error:
+        # A path that cannot even be asked about, such as one with a name that is too long.
+        if error.filename is None:
+            raise
+        say(f"worker: cannot use {error.filename}: {error.strerror}")
+        return ExitCode.FAILED
     except KeyboardInterrupt:
         say("worker: interrupted")
         return ExitCode.INTERRUPTED

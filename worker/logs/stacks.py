@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 def redacted_errors() -> Iterator[None]:
     """Replace any error that is not a `WorkerError` by one whose message holds no values.
 
+    A `BrokenPipeError` passes, too: who reads the output has closed it.
+
     Raises:
         WorkerError: another error was raised; its type and its stack are in the log.
 
     """
     try:
         yield
-    except WorkerError:
+    except (WorkerError, BrokenPipeError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever was raised may hold a message
         log.error(

@@ -15,6 +15,7 @@ from worker.assembly import collect_garbage_rarely, fields_of, open_classifier
 from worker.errors import ConfigurationError, ExitCode, WorkerError
 from worker.events.encoding import LabelEncoder
 from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.logs.stacks import redacted_errors
 from worker.replay.children import Children, ParentOutputs
 from worker.terminal.progress import Progress
 from worker.terminal.sentences import say
@@ -91,7 +92,7 @@ def replay(
     try:
         if outputs.finished:
             say(f"this run is finished: {_totals(outputs)}; start it anew with --overwrite")
-            return ExitCode.DONE
+            return _exit_code(outputs)
         if outputs.totals.labelled or outputs.totals.dead_letters:
             say(f"continuing after {_totals(outputs)}")
         processes = _processes(files, settings)
@@ -190,7 +191,7 @@ def _run(
     files: ReplayFiles, outputs: Outputs, work: Callable[[_InputProgress, StopSignal], bool]
 ) -> int:
     progress = _InputProgress(files.inputs, outputs)
-    with StopSignal() as stop:
+    with StopSignal() as stop, redacted_errors():
         try:
             ended = work(progress, stop)
             if ended:
@@ -203,8 +204,12 @@ def _run(
     say(f"done: {_totals(outputs)}, {progress.summary()}")
     if outputs.totals.dead_letters:
         say(f"dead letters, with the reason for each: {_dead_letters(files)}")
-        return ExitCode.DONE_WITH_DEAD_LETTERS
-    return ExitCode.DONE
+    return _exit_code(outputs)
+
+
+def _exit_code(outputs: Outputs) -> ExitCode:
+    """Return how a run has ended that is done."""
+    return ExitCode.DONE_WITH_DEAD_LETTERS if outputs.totals.dead_letters else ExitCode.DONE
 
 
 class _InputProgress:

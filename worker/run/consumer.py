@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from worker import pipeline
 from worker.assembly import collect_garbage_rarely, fields_of, open_classifier
+from worker.errors import EngineError
 from worker.events.decoding import decode_text, json_decoder
 from worker.events.encoding import LabelEncoder
 from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
@@ -115,7 +116,12 @@ class ConsumerProcess:
             self._metrics.update(classifier.counts, self._transport.report)
             return self._stop_signal.received is not None
 
-        pipeline.run(self._transport, classifier, completed=completed, stopping=end_turn)
+        try:
+            pipeline.run(self._transport, classifier, completed=completed, stopping=end_turn)
+        except EngineError:
+            # Else its successors would find the messages deadly, one after the other.
+            self._transport.absolve()
+            raise
 
     def _limit_time_to_stop(self) -> None:
         """Limit the time that the chunk in hand may still take.

@@ -156,9 +156,12 @@ class _ConsumerChild:
         error = child_error(code, f"process {self._number} cannot start", "see what it says above")
         if isinstance(error, ConfigurationError):
             raise error
+        self._count_death("process died", exit_code=code)
+
+    def _count_death(self, event: str, **details: object) -> None:
         lived = time.monotonic() - self._started
         self._deaths = 1 if lived > _STABLE_SECONDS else self._deaths + 1
-        log.error("process died", process=self._number, exit_code=code, times=self._deaths)
+        log.error(event, process=self._number, times=self._deaths, **details)
         if self._deaths >= _DEATHS_IN_A_ROW:
             raise WorkerError(
                 f"process {self._number} has died {self._deaths} times in a row",
@@ -199,8 +202,11 @@ class _ConsumerChild:
         return 0 if code == -signal.SIGTERM and self._status is None else code
 
     def _start(self) -> None:
-        self._process = ChildProcess(self._number, self._arguments)
         self._started = self._heard = time.monotonic()
+        try:
+            self._process = ChildProcess(self._number, self._arguments)
+        except WorkerError as error:
+            self._count_death("process not started", problem=str(error))
 
     def kill(self) -> None:
         """End the process at once if it still runs, and forget it."""

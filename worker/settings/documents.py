@@ -35,10 +35,10 @@ Settings come from three sources, in rising precedence: a TOML file that `--conf
 and flags. The variable of a setting has its name in capitals after `WORKER_`, with two underscores
 where the name has a dot: `WORKER_CACHE__DIRECTORY` sets `cache.directory`.
 
-All of them are read and checked when a command starts. A value that cannot work, a key of the file
+A command that uses them reads and checks all of them when it starts. A value that cannot work, a key of the file
 that is no setting, and a variable beginning with `WORKER_` that is no setting end the command with
 exit code 2 before anything is done. Only the variables that Kubernetes sets for a Service whose name
-begins with `worker` are passed over. An empty variable counts as not set.
+begins with `worker` are passed over. The empty variable of a setting counts as not set.
 
 A list is a list in TOML. In flags and variables it is written with commas: `a:9092,b:9092`. A switch
 is `true` or `false`; its flag takes no value and sets the opposite of the default.

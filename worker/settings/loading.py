@@ -176,7 +176,8 @@ def _variable_of(location: tuple[int | str, ...]) -> str | None:
             content = values[variable]
         if length == len(location) or _has(content, location[length:]):
             return variable
-    return None
+    group = PREFIX + NESTING.join(map(str, location)).upper() + NESTING
+    return next((variable for variable in values if variable.startswith(group)), None)
 
 
 def _has(value: Any, location: tuple[int | str, ...]) -> bool:  # noqa: ANN401 - JSON

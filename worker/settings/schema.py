@@ -43,7 +43,8 @@ def _names(value: object) -> object:
         try:
             return json.loads(value)
         except ValueError:
-            pass
+            demand = "a list in JSON, or names with commas between them"
+            raise PydanticCustomError("form", "{demand}", {"demand": demand}) from None
     return tuple(part.strip() for part in value.split(","))
 
 

@@ -141,7 +141,7 @@ class LineReader:
         return Line(data, number, part + 1, self._position)
 
     def _fill(self) -> bool:
-        read: bytes = self._file.read1(_READ_BYTES)  # type: ignore[attr-defined]
+        read: bytes = self._file.read1(_READ_BYTES)  # type: ignore[attr-defined]  # of BinaryIO typeshed knows less
         self._buffer = self._buffer[self._cursor :] + read
         self._cursor = 0
         return bool(read)
@@ -304,7 +304,7 @@ def _open(path: str) -> IO[bytes]:
             raise WorkerError("standard input is closed", "name a file instead of -")
         return sys.stdin.buffer
     if path.endswith(".gz"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]
+        return gzip.open(path, "rb")  # type: ignore[return-value]  # a GzipFile in all but its type
     return Path(path).open("rb")
 
 

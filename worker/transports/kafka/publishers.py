@@ -73,8 +73,10 @@ class _Send(Protocol):
 class Publisher(Protocol):
     """Publishes chunks with one of the two guarantees."""
 
-    def prepare(self, timeout: float) -> bool:
-        """Get ready for a chunk, and see decided what an earlier one left undecided; False: not yet.
+    def prepare(self, timeout: float) -> str | None:
+        """Get ready for a chunk, and see decided what an earlier one left undecided.
+
+        Returns what it still waits for after so many seconds, or None once it is ready.
 
         Raises:
             KafkaError: the brokers do not answer, or refuse.
@@ -151,7 +153,7 @@ class AtLeastOnce:
         self._positions: Positions = {}
         self._committing: AbstractSet[Coordinates] = frozenset()
 
-    def prepare(self, timeout: float) -> bool:
+    def prepare(self, timeout: float) -> str | None:
         """Do as `Publisher` says."""
         with suppress(ChunkAbandonedError):
             # It is not tried again, since the partitions may have gone to another worker meanwhile.
@@ -166,9 +168,9 @@ class AtLeastOnce:
         undecided = [batch for batch in self._sent if not batch.is_done]
         if undecided:
             undecided[-1].wait(timeout)
-            return False
+            return "the brokers have not decided on records that were sent"
         self._take_stock()
-        return True
+        return None
 
     def publish(
         self,
@@ -238,8 +240,9 @@ class AtLeastOnce:
         self._discard()
 
     def _send(self, publication: Publication, deadline: Deadline) -> None:
-        if self._producer is None and not self.prepare(min(_COMMIT_SECONDS, deadline.remaining)):
-            raise ChunkAbandonedError("an earlier send is undecided")
+        waits = self._producer is None and self.prepare(min(_COMMIT_SECONDS, deadline.remaining))
+        if waits:
+            raise ChunkAbandonedError(waits)
         for part in publication.parts(self._settings.dead_letter_topic, self._acknowledged):
             too_large = _send_all(self._producer, part, self._sent, deadline)
             sent = self._sent
@@ -280,14 +283,14 @@ class ExactlyOnce:
         self._fenced: list[float] = []
         self._not_before = 0.0
 
-    def prepare(self, timeout: float) -> bool:
+    def prepare(self, timeout: float) -> str | None:
         """Do as `Publisher` says."""
         if self._producer is not None:
-            return True
+            return None
         wait = max(0.0, self._not_before - time.monotonic())
         time.sleep(min(wait, timeout))
         if wait > timeout:
-            return False
+            return "the producer is held back after it was fenced"
         producer = new_producer(
             self._settings,
             transactional_id=self._id,
@@ -301,7 +304,7 @@ class ExactlyOnce:
             close_by_force(producer)
             raise
         self._producer = producer
-        return True
+        return None
 
     def publish(
         self,
@@ -345,9 +348,10 @@ class ExactlyOnce:
         group: ConsumerGroupMetadata,
         deadline: Deadline,
     ) -> None:
-        if not self.prepare(min(_COMMIT_SECONDS, deadline.remaining)) or self._producer is None:
-            raise ChunkAbandonedError("the producer is held back after it was fenced")
+        waits = self.prepare(min(_COMMIT_SECONDS, deadline.remaining))
         producer = self._producer
+        if producer is None:
+            raise ChunkAbandonedError(str(waits))
         producer.begin_transaction()
         for part in publication.parts(self._settings.dead_letter_topic):
             sent: list[SentRecordBatch] = []

@@ -8,7 +8,8 @@ Labels carry the key, headers and timestamp of their event, then our own headers
     worker-timestamp                                 only where the broker refused the event's own
 
 Dead letters carry the event's value, key and headers as they were, then `worker-topic`,
-`worker-partition`, `worker-offset`, `worker-timestamp`, `worker-kind` and `worker-reason`. What
+`worker-partition`, `worker-offset`, `worker-timestamp`, `worker-kind` and `worker-reason`; those that
+`worker dead-letters skip` leaves of what cannot be decoded have no timestamp. What
 the client cannot send is written as empty bytes, and `worker-nulls` names what was null: it is a
 JSON list of "value" and of the positions of headers, from 0. `original_of` reads all that back.
 

@@ -83,6 +83,10 @@ _MOVES: Final = {
 }
 
 
+class _MoveError(Exception):
+    """A move that the states do not have: a fault of this module."""
+
+
 @dataclass(frozen=True, slots=True)
 class TransportLimits:
     """When a record is too large, and a client too long without progress."""
@@ -150,6 +154,8 @@ class KafkaTransport:
         # When the last chunk that was completed was polled, and when partitions were last looked after.
         self._last_polled = 0.0
         self._looked_after = 0.0
+        # The chunk whose marks say that work has begun on it, and of which nothing was sent yet.
+        self._begun_chunk = KafkaChunk()
 
     @property
     def in_hand(self) -> bool:
@@ -173,6 +179,7 @@ class KafkaTransport:
             chunk = self._next()
             if chunk.items:
                 self._move(State.IN_HAND)
+                self._begun_chunk = chunk
             yield chunk
 
     def complete(self, chunk: KafkaChunk, outcomes: Sequence[Outcome]) -> None:
@@ -182,6 +189,7 @@ class KafkaTransport:
             ChunkAbandonedError: it took too long, or the partitions are no longer ours.
 
         """
+        self._begun_chunk = KafkaChunk()
         if chunk.group is None:
             return
         publication = Publication(
@@ -221,6 +229,11 @@ class KafkaTransport:
         self.report.commit_seconds += published - started + completed - publication.acknowledged
         self.report.refused += publication.refused
 
+    def absolve(self) -> None:
+        """Note with the brokers that no record of the chunk in hand is to blame for the end to come."""
+        if self._begun_chunk.group is not None:
+            self._take_back(self._begun_chunk.group, self._begun_chunk.positions)
+
     def stop_by(self, ends: float) -> None:
         """Abandon the chunk in hand at a point of the monotonic clock; callable at any time."""
         self._deadline.stop_by(ends)
@@ -237,7 +250,7 @@ class KafkaTransport:
     def _move(self, state: State) -> None:
         """Go from one state to another; the only place that does."""
         if state is not self._state and state not in _MOVES[self._state]:
-            raise AssertionError(f"a transport cannot go from {self._state} to {state}")
+            raise _MoveError(f"a transport cannot go from {self._state} to {state}")
         self._state = state
 
     def _next(self) -> KafkaChunk:
@@ -263,7 +276,7 @@ class KafkaTransport:
         except (*_LATER, ChunkAbandonedError) as error:
             self._wait_out(error)
             return KafkaChunk()
-        except (WorkerError, AssertionError):
+        except (WorkerError, _MoveError):
             raise
         except Exception as error:  # noqa: BLE001 - a record batch can break the client in any way
             # After such an error the client would never return from its next poll.
@@ -288,8 +301,8 @@ class KafkaTransport:
         """Set every partition to what is committed; return False while that is not to be had."""
         if not self._member.stay():
             return False
-        if not self._publisher.prepare(CALL_SECONDS):
-            self._retries.report("the brokers have not decided on records that were sent")
+        if waits := self._publisher.prepare(CALL_SECONDS):
+            self._retries.report(waits)
             return False
         consumer = self._member.consumer
         committed = read_committed(consumer, consumer.assignment(), CALL_SECONDS)
@@ -306,7 +319,10 @@ class KafkaTransport:
     def _poll(self) -> KafkaChunk:
         if self._settings.guarantee == "exactly-once":
             since = time.monotonic() - self._last_polled
-            time.sleep(max(0.0, self._settings.commit_interval_seconds - since))
+            wait = self._settings.commit_interval_seconds - since
+            time.sleep(max(0.0, min(wait, POLL_SECONDS)))
+            if wait > POLL_SECONDS:  # whoever is asked to stop does not sleep on
+                return KafkaChunk()
         started = time.monotonic()
         polled = self._member.poll(1 if self._begun.careful else self._chunk_size.records)
         self.report.poll_seconds += polled.at - started
@@ -330,11 +346,13 @@ class KafkaTransport:
             positions[partition] = self._begun.passed(partition, position)
             self._member.see_lag(partition, position)
         started = time.monotonic()
-        items: list[Item] = [self._decode(source) for source in sources]
-        self.report.decode_seconds += time.monotonic() - started
-        if deadly:
+        items: list[Item]
+        if deadly:  # which decoding may have been
             reason = "processes died when this record was labelled"
             items = [DeadLetter(record_of(sources[0]), ErrorKind.DEADLY, reason)]
+        else:
+            items = [self._decode(source) for source in sources]
+        self.report.decode_seconds += time.monotonic() - started
         return KafkaChunk(items, sources, positions, polled.group, polled.at)
 
     def _begin(self, records: Records, group: ConsumerGroupMetadata) -> tuple[Records, bool]:
