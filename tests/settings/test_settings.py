@@ -247,7 +247,7 @@ def test_a_wrong_value_that_a_flag_replaces_is_none() -> None:
     {"WORKER_THRESHOLDS": '{"joy": 7}'},
     {"WORKER_CACHE": '{"disk_bytes": 7}'},
     {"WORKER_INPUT__KEEP": "[7]"},
-    {"WORKER_INPUT__KEEP": "[a"},
+    {"WORKER_INPUT__KEEP": '["a"'},
     {"WORKER_THRESHOLDS__JOY__LOW": "1"},
 )
 @pytest.mark.usefixtures("environment")

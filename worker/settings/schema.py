@@ -43,8 +43,10 @@ def _names(value: object) -> object:
         try:
             return json.loads(value)
         except ValueError:
-            demand = "a list in JSON, or names with commas between them"
-            raise PydanticCustomError("form", "{demand}", {"demand": demand}) from None
+            # An address, such as [::1]:9092, begins with a bracket, too.
+            if re.match(r'\[\s*"', value):
+                demand = "a list in JSON, or names with commas between them"
+                raise PydanticCustomError("form", "{demand}", {"demand": demand}) from None
     return tuple(part.strip() for part in value.split(","))
 
 
