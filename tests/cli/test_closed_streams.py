@@ -49,11 +49,6 @@ WORKING = {
     f"create-topics --brokers {NOBODY} --wait 1": 1,
     f"demo --brokers {NOBODY} --count 1": 1,
 }
-# `prepare` loads torch first, which takes seconds.
-SLOW = {
-    "finetune --train absent.tsv --dev absent.tsv -o out": 1,
-    "prepare absent -o out": 1,
-}
 
 
 def shell(command: str, redirections: str) -> list[str]:
@@ -93,12 +88,6 @@ def test_a_command_works_without_streams_that_it_does_not_need(
 ) -> None:
     code, complaint = run(command, closed, folder)
     assert (code, "Traceback" in complaint) == (WORKING[command], False)
-
-
-@pytest.mark.parametrize("command", SLOW)
-def test_so_does_one_that_builds(folder: Path, command: str) -> None:
-    code, complaint = run(command, "<&- >&-", folder)
-    assert (code, "Traceback" in complaint) == (SLOW[command], False)
 
 
 @pytest.mark.parametrize("closed", ["<&-", "2>&-"])
