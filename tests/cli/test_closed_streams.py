@@ -20,6 +20,8 @@ from worker.events.records import DeadLetter, ErrorKind, FilePlace, Record
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow  # each test starts a process
+
 # A port at which nothing listens, since only the superuser's programs may.
 NOBODY = "127.0.0.1:1"
 PATIENCE = 300.0
