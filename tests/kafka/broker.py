@@ -54,6 +54,8 @@ Record: TypeAlias = tuple[
 PATIENCE = 120.0
 # What is asked meanwhile has its price, and the brokers share the machine.
 PAUSE = 0.15
+# Where one of several brokers hangs, another must be asked.
+ANSWERED_BEFORE_LONG = {"request_timeout_ms": 10_000, "bootstrap_timeout_ms": 10_000}
 
 JAVA = (
     "java",
@@ -91,9 +93,6 @@ DEFAULTS = {
 INTERNAL = {"CONTROLLER": "PLAINTEXT", "INTERNAL": "PLAINTEXT"}
 PLAIN = INTERNAL | {"CLIENT": "PLAINTEXT", "PROXIED": "PLAINTEXT"}
 SECURE = INTERNAL | {"CLIENT": "SASL_SSL", "PROXIED": "SASL_SSL", "MUTUAL": "SSL"}
-# Where one of several brokers hangs, another must be asked.
-ANSWERED_BEFORE_LONG = {"request_timeout_ms": 10_000, "bootstrap_timeout_ms": 10_000}
-
 MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN")
 
 

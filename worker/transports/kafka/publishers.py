@@ -240,8 +240,9 @@ class AtLeastOnce:
         self._discard()
 
     def _send(self, publication: Publication, deadline: Deadline) -> None:
-        waits = self._producer is None and self.prepare(min(_COMMIT_SECONDS, deadline.remaining))
-        if waits:
+        if self._producer is None and (
+            waits := self.prepare(min(_COMMIT_SECONDS, deadline.remaining))
+        ):
             raise ChunkAbandonedError(waits)
         for part in publication.parts(self._settings.dead_letter_topic, self._acknowledged):
             too_large = _send_all(self._producer, part, self._sent, deadline)

@@ -320,8 +320,9 @@ class KafkaTransport:
         if self._settings.guarantee == "exactly-once":
             since = time.monotonic() - self._last_polled
             wait = self._settings.commit_interval_seconds - since
-            time.sleep(max(0.0, min(wait, POLL_SECONDS)))
-            if wait > POLL_SECONDS:  # whoever is asked to stop does not sleep on
+            if wait > 0:
+                # In short sleeps: whoever is asked to stop meanwhile does not wait for the next.
+                time.sleep(min(wait, POLL_SECONDS))
                 return KafkaChunk()
         started = time.monotonic()
         polled = self._member.poll(1 if self._begun.careful else self._chunk_size.records)
