@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-# Tests with a broker wait most of the time.
+# More than there are cores: some tests wait for a broker while others compute.
 TEST_PROCESSES ?= 6
 CHAOS_SECONDS ?= 900
 # Some environments forbid Python to keep what it has compiled; the tests start the worker 700 times.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from contextlib import closing
 from itertools import count
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.kafka.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from threading import Thread
 
 # kafka-python leaves it to the garbage collector to close a connection that was refused.
 LEFT_OPEN = pytest.mark.filterwarnings("ignore:unclosed <(socket|ssl):ResourceWarning")
@@ -38,6 +40,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _nothing_is_left_to_other_tests() -> Iterator[None]:
     yield
     gc.collect()
+
+
+@pytest.fixture
+def _no_client_lives_on() -> Iterator[None]:
+    """Fail a test that leaves a client of its own: it would search for brokers among other tests."""
+    before = _client_threads()
+    yield
+    assert _client_threads() <= before
+
+
+def _client_threads() -> set[Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("kafka-")}
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +83,10 @@ def kafka_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
 
 
 @pytest.fixture(autouse=True)
-def _all_run_again(request: pytest.FixtureRequest) -> Iterator[None]:
+def _all_run_again(
+    request: pytest.FixtureRequest,
+    _no_client_lives_on: None,  # which looks when the clients here are closed
+) -> Iterator[None]:
     names = {"kafka", "secure_kafka", "kafka_cluster"} & set(request.fixturenames)
     used = [request.getfixturevalue(name) for name in names]
     for each in used:

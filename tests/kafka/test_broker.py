@@ -204,18 +204,18 @@ def test_a_user_may_do_what_was_allowed_and_not_denied(
     user, topic = next(topic_names), next(topic_names)
     secure_kafka.add_user(user)
     secure_kafka.create_topic(topic)
-    theirs = Kafka(secure_kafka.bootstrap, **secure_kafka.login(user))
-    with pytest.raises(TopicAuthorizationFailedError):
+    with closing(Kafka(secure_kafka.bootstrap, **secure_kafka.login(user))) as theirs:
+        with pytest.raises(TopicAuthorizationFailedError):
+            theirs.produce(topic, records())
+        secure_kafka.allow(user, "TOPIC", topic[:-1], "WRITE", "DESCRIBE", prefix=True)
         theirs.produce(topic, records())
-    secure_kafka.allow(user, "TOPIC", topic[:-1], "WRITE", "DESCRIBE", prefix=True)
-    theirs.produce(topic, records())
-    secure_kafka.deny(user, "TOPIC", topic, "WRITE")
-    with pytest.raises(TopicAuthorizationFailedError):
-        theirs.produce(topic, records())
-    assert values(secure_kafka, topic) == NUMBERS
-    secure_kafka.forget(user)
-    secure_kafka.allow(user, "TOPIC", topic, "READ")
-    assert values(theirs, topic) == NUMBERS
+        secure_kafka.deny(user, "TOPIC", topic, "WRITE")
+        with pytest.raises(TopicAuthorizationFailedError):
+            theirs.produce(topic, records())
+        assert values(secure_kafka, topic) == NUMBERS
+        secure_kafka.forget(user)
+        secure_kafka.allow(user, "TOPIC", topic, "READ")
+        assert values(theirs, topic) == NUMBERS
 
 
 def test_a_client_certificate_is_a_users(
