@@ -32,7 +32,13 @@ def fields_of(settings: InputSettings) -> Fields:
             f"fields to keep are named like fields of the output: {', '.join(taken)}",
             "the output has these anyway, or rename them in the input",
         )
-    return Fields(settings.text_field, settings.id_field, settings.keep, settings.skip_field)
+    return Fields(
+        text=settings.text_field,
+        id=settings.id_field,
+        keep=settings.keep,
+        skip=settings.skip_field,
+        max_id_length=settings.max_id_length,
+    )
 
 
 def open_classifier(settings: Settings, artifact: Artifact) -> Classifier:

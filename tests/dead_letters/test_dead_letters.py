@@ -21,7 +21,6 @@ from worker.cli.entry import main
 from worker.dead_letters.letters import Filters, Letter, moment
 from worker.dead_letters.receipts import Ledger, Receipt, stretches
 from worker.dead_letters.topic import is_receipt, letter_of
-from worker.errors import ConfigurationError, WorkerError
 from worker.events.encoding import LabelEncoder, encode_dead_letter
 from worker.events.records import DeadLetter, ErrorKind, FilePlace, Record, TopicPlace
 from worker.transports.kafka.records import ProducerRecordEncoder, record_of
@@ -63,8 +62,11 @@ def record_of_kafka(
     value: bytes | None = b"{",
     key: bytes | None = b"key",
     timestamp: int = 0,
+    offset: int = 7,
 ) -> ConsumerRecord:
-    return ConsumerRecord("dead", 1, -1, 7, timestamp, 0, key, value, headers, None, -1, -1, -1)
+    return ConsumerRecord(
+        "dead", 1, -1, offset, timestamp, 0, key, value, headers, None, -1, -1, -1
+    )
 
 
 # Files.
@@ -411,7 +413,9 @@ HEADERS = st.lists(
 def test_a_letter_holds_the_record_as_it_was(
     value: bytes | None, key: bytes | None, headers: list[tuple[str, bytes | None]]
 ) -> None:
-    encoder = ProducerRecordEncoder(LabelEncoder("model", "digest"), "labels", "dead", "group")
+    encoder = ProducerRecordEncoder(
+        LabelEncoder("model", "digest"), "labels", "dead", "group", max_bytes=2**20
+    )
     source = record_of_kafka(headers, value, key)
     reason = "the record is not valid JSON"
     dead = DeadLetter(record_of(source), ErrorKind.NOT_JSON, reason)
@@ -534,20 +538,47 @@ def receipt(selection: dict[str, object], number: int, sent: list[tuple[int, int
 
 def test_a_ledger_keeps_redrives_apart() -> None:
     ledger = Ledger()
-    assert (ledger.last_number({"a": 1}), ledger.sent()) == (0, set())
+    assert ledger.last_number({"a": 1}) == 0
+    assert not ledger.has_been_sent((1, 0))
     ledger.add(record_of_kafka([], receipt({"a": 1}, 1, [(0, 1), (4, 4)])))
     ledger.add(record_of_kafka([], receipt({"a": 1}, 2, [(0, 0)])))
-    ledger.add(record_of_kafka([], receipt({"b": 1}, 1, [(7, 7)])))
+    ledger.add(record_of_kafka([], receipt({"b": 1}, 1, [(6, 6)])))
     assert (ledger.last_number({"a": 1}), ledger.last_number({"b": 1})) == (2, 1)
-    assert ledger.sent_by({"a": 1}, 1) == {(1, 0), (1, 1), (1, 4)}
-    assert ledger.sent_by({"a": 1}, 3) == set()
-    assert ledger.sent() == {(1, 0), (1, 1), (1, 4), (1, 7)}
+    places = [(partition, offset) for partition in (0, 1) for offset in range(9)]
+    assert [p for p in places if ledger.has_sent({"a": 1}, 1, p)] == [(1, 0), (1, 1), (1, 4)]
+    assert not any(ledger.has_sent({"a": 1}, 3, place) for place in places)
+    assert [p for p in places if ledger.has_been_sent(p)] == [(1, 0), (1, 1), (1, 4), (1, 6)]
     assert (ledger.until({"b": 1}, 1), ledger.until({"c": 1}, 1)) == ({1: 9}, {})
 
 
-@pytest.mark.parametrize("value", [None, b"", b"{", PRIVATE.encode(), b'{"selection":{}}'])
-def test_a_receipt_that_is_not_understood_ends_the_redrive(value: bytes | None) -> None:
-    with pytest.raises(WorkerError, match="offset 7 of partition 1 of dead") as error:
-        Ledger().add(record_of_kafka([], value))
-    assert PRIVATE not in str(error.value)
-    assert not isinstance(error.value, ConfigurationError)
+@given(runs=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), max_size=20))
+def test_a_ledger_knows_the_offsets_of_all_runs_in_whatever_order(
+    runs: list[tuple[int, int]],
+) -> None:
+    ledger = Ledger()
+    for first, more in runs:
+        ledger.add(record_of_kafka([], receipt({}, 1, [(first, first + more)]), offset=100))
+    sent = {first + n for first, more in runs for n in range(more + 1)}
+    assert {offset for offset in range(99) if ledger.has_been_sent((1, offset))} == sent
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"{",
+        PRIVATE.encode(),
+        b'{"selection":{}}',
+        b"[" * 100_000,
+        receipt({}, 1, [(0, 10**18)]),
+        receipt({}, 1, [(7, 7)]),
+        receipt({}, 1, [(5, 4)]),
+        receipt({}, 1, [(-1, 4)]),
+    ],
+)
+def test_a_receipt_that_is_not_understood_is_counted_and_passed_over(value: bytes | None) -> None:
+    ledger = Ledger()
+    ledger.add(record_of_kafka([], value))
+    assert ledger.not_understood == 1
+    assert not ledger.has_been_sent((1, 0))

@@ -36,6 +36,8 @@ from kafka.admin import (
 from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
 
+from worker.transports.kafka.client_internals import ReadingLimits, fetch_with_care
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
@@ -47,7 +49,7 @@ JARS = Path(__file__).parents[2] / "build" / "kafka"
 
 # Key, value, headers, partition, and the time in milliseconds; None leaves the last two to Kafka.
 Record: TypeAlias = tuple[
-    bytes | None, bytes | None, "Sequence[tuple[str, bytes]]", int | None, int | None
+    bytes | None, bytes | None, "Sequence[tuple[str, bytes | None]]", int | None, int | None
 ]
 
 # Generous: machines differ in speed, and nothing waits this long that works.
@@ -233,7 +235,7 @@ class Kafka:
     def _consume(self, isolation: str, question: Callable[[KafkaConsumer], Any]) -> Any:
         def ask() -> Any:
             with self._lend(
-                KafkaConsumer, isolation_level=isolation, enable_auto_commit=False
+                _careful_consumer, isolation_level=isolation, enable_auto_commit=False
             ) as consumer:
                 return question(consumer)
 
@@ -245,6 +247,13 @@ class Kafka:
                 return question(admin)
 
         return _again(ask)
+
+
+def _careful_consumer(**settings: Any) -> KafkaConsumer:
+    """Return a consumer that reads whatever is on a topic; kafka-python's own does not."""
+    consumer = KafkaConsumer(**settings)
+    fetch_with_care(consumer, ReadingLimits(batch_bytes=2**26, header_bytes=2**24))
+    return consumer
 
 
 def _again(ask: Callable[[], Any]) -> Any:

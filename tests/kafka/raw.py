@@ -7,28 +7,15 @@ import struct
 from typing import TYPE_CHECKING, Self
 
 from kafka.protocol.producer import ProduceRequest, ProduceResponse
-from kafka.record import MemoryRecordsBuilder
 
 from tests.kafka.broker import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from tests.kafka.broker import Kafka
 
 VERSION = 9
 LENGTH = struct.Struct(">i")
-NO_LIMIT = 2**31 - 1
 ALL = -1
-
-
-def record_batch(records: Iterable[tuple[bytes, bytes]], timestamp: int) -> bytes:
-    """Return one batch of records with these keys and values, all of one time in milliseconds."""
-    builder = MemoryRecordsBuilder(magic=2, compression_type=0, batch_size=NO_LIMIT)
-    for key, value in records:
-        builder.append(timestamp, key, value)
-    builder.close()
-    return bytes(builder.buffer())
 
 
 class RawProducer:

@@ -83,7 +83,11 @@ class WorkerProcess:
 
     def wait(self) -> int:
         """Wait for the end; returns the exit code."""
-        wait_until(lambda: not self.running, f"the end of {self.log_path.stem}")
+        try:
+            wait_until(lambda: not self.running, f"the end of {self.log_path.stem}")
+        except TimeoutError:
+            print(self.output)
+            raise
         return self.process.wait()
 
     def stop(self) -> int:

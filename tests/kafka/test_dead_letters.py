@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from kafka.consumer.fetcher import ConsumerRecord
 
 from tests.kafka.broker import PATIENCE, Cluster, free_port, wait_until
 from tests.kafka.proxy import HOST, Api, Armed, BlackHole, Call, Cut, Fault, Hold, Moment, Proxy
+from tests.kafka.raw import RawProducer
+from tests.record_batches import ZSTD, Raw, record_batch
 from worker.cli.entry import main
 from worker.events.decoding import decode_text
 from worker.events.encoding import LabelEncoder
@@ -40,6 +43,9 @@ Headers = list[tuple[str, bytes | None]]
 PRIVATE = b"meet me at the old mill"
 # This is more than one transaction sends.
 MANY = 1100
+LARGE = b"a" * 5000
+# How far a record batch may expand.
+MOST_BYTES = 2**20
 LOST_ORDER = "each goes behind the records that came since, so the order within its key is lost"
 
 
@@ -73,12 +79,13 @@ class Desk:
             input_topics=(self.chat,),
             dead_letter_topic=self.dead,
             group=self.group,
+            max_batch_bytes=MOST_BYTES,
         )
 
     @property
     def encoder(self) -> ProducerRecordEncoder:
         return ProducerRecordEncoder(
-            LabelEncoder("model", "digest"), "labels", self.dead, self.group
+            LabelEncoder("model", "digest"), "labels", self.dead, self.group, max_bytes=2**21
         )
 
     @property
@@ -145,6 +152,7 @@ class Desk:
         fields: dict[str, Any] = dict.fromkeys(ConsumerRecord._fields)
         fields |= {"topic": self.chat, "partition": 0, "offset": next(self.offsets)}
         fields |= {"timestamp": 0, "key": b"key", "headers": [], "value": value}
+        fields |= {"serialized_header_size": 0}
         return self.dies(ConsumerRecord(**fields | source), kind, time)
 
     def dies(
@@ -155,7 +163,15 @@ class Desk:
         return (message.key, message.value, message.headers, source.partition, time)
 
     def die(self, *letters: Record) -> None:
-        self.kafka.produce(self.dead, letters)
+        now = milliseconds(datetime.now(UTC))
+        batches = defaultdict(list)
+        for key, value, headers, partition, time in letters:
+            named = [(name.encode(), content) for name, content in headers]
+            after = 0 if time is None else time - now
+            batches[partition or 0].append(Raw(value, key, named, timestamp=after))
+        with RawProducer(self.kafka) as producer:
+            for partition, records in batches.items():
+                producer.append(self.dead, partition, record_batch(records, timestamp=now))
 
     def read(self, topic: str) -> list[ConsumerRecord]:
         """Return all records of a topic, once no transaction is undecided there."""
@@ -175,8 +191,15 @@ class Desk:
 
 
 @pytest.fixture
-def desk(kafka: Kafka, topic_names: Iterator[str], capsys: pytest.CaptureFixture[str]) -> Desk:
+def desk(
+    kafka: Kafka,
+    topic_names: Iterator[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Desk:
+    monkeypatch.setenv("WORKER_KAFKA__MAX_BATCH_BYTES", str(MOST_BYTES))
     desk = Desk(kafka, capsys, next(topic_names), next(topic_names), next(topic_names))
+    monkeypatch.setenv("WORKER_KAFKA__INPUT_TOPICS", desk.chat)
     for topic in (desk.chat, desk.dead):
         kafka.create_topic(topic, partitions=2)
         # Only now is it sure to take records: a broker lists a topic before it has it.
@@ -261,11 +284,15 @@ def test_payloads_are_shown_on_request_only(desk: Desk) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["list", "show", "redrive"])
-def test_a_topic_with_what_cannot_be_decoded_is_reported(desk: Desk, command: str) -> None:
+def test_what_cannot_be_decoded_among_the_letters_hides_none_of_them(desk: Desk) -> None:
+    desk.die(desk.letter(b"1"))
     produce_batches(desk, [PRIVATE, b"bad"], topic=desk.dead)
-    desk.run(command, code=1)
-    assert desk.err.startswith(f"worker: a batch of the topic {desk.dead} cannot be decoded; ")
+    desk.die(desk.letter(b"2"))
+    others = desk.run("list")[-1]
+    assert others == "2 other records of the topic were not written by this worker"
+    assert len(desk.run("show")) == 2
+    assert desk.redrive() == 2
+    assert sorted(desk.sent()) == [b"1", b"2"]
 
 
 @pytest.mark.parametrize("command", ["list", "show", "redrive"])
@@ -294,10 +321,11 @@ def test_what_is_not_allowed_is_reported(
     desk = Desk(secure_kafka, capsys, next(topic_names), next(topic_names), next(topic_names))
     for topic in (desk.chat, desk.dead):
         secure_kafka.create_topic(topic)
-    desk.die(desk.letter(b"1"))
+    secure_kafka.produce(desk.dead, [desk.letter(b"1")])
     user = next(topic_names)
     secure_kafka.add_user(user)
     login = {
+        "INPUT_TOPICS": desk.chat,
         "TLS__ENABLED": "true",
         "TLS__CA": str(secure_kafka.certificates.ca),
         "SASL__MECHANISM": "scram-sha-512",
@@ -379,16 +407,62 @@ def test_each_record_goes_to_the_topic_it_came_from(desk: Desk, topic_names: Ite
     other = next(topic_names)
     desk.kafka.create_topic(other)
     desk.die(desk.letter(b"1"), desk.letter(b"2", topic=other), desk.letter(b"3"))
-    lines = desk.run("redrive", "--yes")
+    lines = desk.run("redrive", "--yes", "--input-topics", f"{desk.chat},{other}")
     assert f"2 records to send back to {desk.chat}" in lines
     assert f"1 record to send back to {other}" in lines
     assert desk.sent() == [b"1", b"3"]
     assert [record.value for record in desk.read(other)] == [b"2"]
 
 
+def test_a_topic_that_only_a_letter_names_gets_nothing(
+    desk: Desk, topic_names: Iterator[str]
+) -> None:
+    """Whoever may write to the dead-letter topic would write where the operator may."""
+    other = next(topic_names)
+    desk.kafka.create_topic(other)
+    desk.die(desk.letter(b"1"), desk.letter(b"2", topic=other))
+    assert desk.run("redrive", "--yes")[-2:] == [
+        "1 dead letter was left out because their topics are not among kafka.input_topics; see --topic",
+        "1 record sent back",
+    ]
+    assert desk.read(other) == []
+    assert desk.redrive("--topic", other) == 1
+    assert [record.value for record in desk.read(other)] == [b"2"]
+
+
+def too_large(desk: Desk, offset: int, value: bytes = LARGE) -> Record:
+    """Return the dead letter that does not carry an event at an offset."""
+    return desk.letter(value, kind=ErrorKind.KEY_TOO_LARGE, offset=offset)
+
+
+def test_an_event_that_its_letter_does_not_carry_is_sent_from_where_it_is(desk: Desk) -> None:
+    desk.kafka.produce(desk.chat, [(b"k", LARGE, [("a", b"1")], 0, None)])
+    desk.die(too_large(desk, 0))
+    line, where = desk.run("show", "--payload")
+    assert f"key 3 B, value {len(LARGE)} B, headers 0 B" in line
+    assert f"--topic {desk.chat} --partition 0 --offset 0 --max-messages 1" in where
+    assert desk.redrive() == 1
+    _, again = desk.read(desk.chat)
+    assert (again.key, again.value) == (b"k", LARGE)
+    assert list(again.headers) == [("a", b"1"), ("worker-rounds", b"1")]
+
+
+def test_an_event_that_is_no_longer_there_is_left_out(desk: Desk) -> None:
+    desk.kafka.produce(desk.chat, [(None, b"another", [], 0, None)])
+    desk.die(too_large(desk, 0), too_large(desk, 1), too_large(desk, 0, b"another"))
+    elsewhere = desk.letter(LARGE, kind=ErrorKind.KEY_TOO_LARGE, offset=0, partition=7)
+    desk.kafka.produce(desk.dead, [(*elsewhere[:3], 0, None)])
+    assert desk.run("redrive", "--yes")[-2:] == [
+        "3 dead letters were left out because events that they do not carry are gone from their topics",
+        "1 record sent back",
+    ]
+    assert desk.sent() == [b"another", b"another"]
+
+
 def test_a_topic_that_is_gone_is_reported_before_anything_is_sent(desk: Desk) -> None:
     desk.die(desk.letter(b"1"), desk.letter(b"2", topic="gone\x1b[2J"))
-    assert "1 record to send back to gone\\u001b[2J" in desk.run("redrive", "--yes", code=1)
+    gone = ["--topic", "gone\x1b[2J"]
+    assert "1 record to send back to gone\\u001b[2J" in desk.run("redrive", "--yes", *gone, code=1)
     assert "the topic gone\\u001b[2J, which dead letters came from, does not exist" in desk.err
     assert desk.sent() == []
     assert desk.redrive("--topic", desk.chat) == 1
@@ -398,7 +472,7 @@ def test_what_has_no_bytes_or_is_no_letter_is_not_sent(desk: Desk) -> None:
     desk.die(desk.letter(None, kind=ErrorKind.UNDECODABLE), (b"k", b"v", [("a", b"b")], 0, None))
     assert desk.run("redrive", "--yes") == [
         "there is nothing to send back",
-        "1 dead letter was left out because records that cannot be decoded have no bytes",
+        "1 dead letter was left out because what cannot be decoded is no event",
     ]
     assert desk.sent() == []
 
@@ -657,7 +731,7 @@ def test_a_topic_that_refuses_is_reported(desk: Desk, topic_names: Iterator[str]
     narrow = next(topic_names)
     desk.kafka.create_topic(narrow, max_message_bytes="1000")
     desk.die(desk.letter(b"small", topic=narrow), desk.letter(b"x" * 5000, topic=narrow))
-    desk.run("redrive", "--yes", code=1)
+    desk.run("redrive", "--yes", "--topic", narrow, code=1)
     assert f"a record is larger than the topic {narrow} takes" in desk.err
     assert desk.read(narrow) == []
 
@@ -665,33 +739,16 @@ def test_a_topic_that_refuses_is_reported(desk: Desk, topic_names: Iterator[str]
 # Going past what cannot be decoded.
 
 
-class NotUtf8(str):
-    """The name of a header, which brokers take as any bytes."""
-
-    __slots__ = ()
-
-    def encode(self, *_: Any) -> bytes:
-        return b"\xff"
+BAD = Raw(bytes(MOST_BYTES))
 
 
 def produce_batches(desk: Desk, *batches: Sequence[bytes], topic: str = "") -> None:
     """Produce each list as one record batch, in which nothing from a bad record on can be decoded."""
-    # Only a flush ends a record batch.
-    times = {"linger_ms": int(PATIENCE * 1000), "delivery_timeout_ms": int(PATIENCE * 4000)}
-    producer = KafkaProducer(**desk.kafka.settings, **times)
-    with closing(producer):
+    now = milliseconds(datetime.now(UTC))
+    with RawProducer(desk.kafka) as producer:
         for batch in batches:
-            sent = [
-                producer.send(
-                    topic or desk.chat,
-                    value,
-                    headers=[(NotUtf8(), b"")] if value == b"bad" else [],
-                    partition=1,
-                )
-                for value in batch
-            ]
-            producer.flush(PATIENCE)
-            assert all(future.succeeded() for future in sent)
+            records = [BAD if value == b"bad" else Raw(value) for value in batch]
+            producer.append(topic or desk.chat, 1, record_batch(records, ZSTD, now))
 
 
 def commit(desk: Desk, offset: int, mark: Mark = Mark(2)) -> None:  # noqa: B008 - the default is frozen, so calls can share it
@@ -741,8 +798,10 @@ def test_a_skip_leaves_a_letter_with_the_place_and_keeps_the_mark(desk: Desk) ->
     assert committed(desk) == (3, Mark(2))
     (letter,) = desk.run("show")
     assert letter.startswith(f"{desk.chat}-1-1  undecodable  ")
-    assert letter.endswith("the offsets 1 to 2 cannot be decoded by the client, and were gone past")
+    assert letter.endswith(f"its zstd data expand to more than {MOST_BYTES} bytes")
     assert desk.redrive() == 0
+    (letter,) = desk.run("show", "--payload")[1:]
+    assert "base64" in letter
 
 
 def test_without_consent_nothing_is_skipped(desk: Desk) -> None:
@@ -780,6 +839,8 @@ def test_markers_of_transactions_before_the_batch_are_no_obstacle(desk: Desk) ->
         producer.begin_transaction()
         producer.send(desk.chat, b"1", partition=1).get(PATIENCE)
         producer.commit_transaction()
+    # The marker is written after the answer.
+    wait_until(lambda: desk.kafka.is_settled(desk.chat), "the marker")
     produce_batches(desk, [b"bad"] * 2)
     commit(desk, 1)
     desk.skip(1, 2, "--yes")

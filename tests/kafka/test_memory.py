@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kafka.broker import wait_until
-from tests.kafka.raw import RawProducer, record_batch
+from tests.kafka.raw import RawProducer
+from tests.record_batches import Raw, record_batch
 
 if TYPE_CHECKING:
     from tests.kafka.stage import Stage, WorkerProcess
@@ -31,7 +32,9 @@ def resident_kb(worker: WorkerProcess) -> int:
 
 @pytest.mark.slow
 def test_memory_stays_flat_with_a_million_records_of_lag(stage: Stage) -> None:
-    records = [(b"key-%d" % (n % 3), b'{"text": "message %d"}' % n) for n in range(DIFFERENT_TEXTS)]
+    records = [
+        Raw(b'{"text": "message %d"}' % n, b"key-%d" % (n % 3)) for n in range(DIFFERENT_TEXTS)
+    ]
     batch = record_batch(records, timestamp=int(time.time() * 1000))
     with RawProducer(stage.kafka) as producer:
         for number in range(LAG // DIFFERENT_TEXTS):

@@ -45,7 +45,9 @@ class Loop:
             }
         )
         labels = LabelEncoder("test", "0")
-        encoder = ProducerRecordEncoder(labels, stage.output, stage.dead, stage.group)
+        encoder = ProducerRecordEncoder(
+            labels, stage.output, stage.dead, stage.group, max_bytes=2**20
+        )
         limits = TransportLimits(max_bytes=2**20, stuck_seconds=60)
         self.transport = KafkaTransport(settings, json_decoder(Fields()), encoder, limits)
         self._chunks = self.transport.chunks()

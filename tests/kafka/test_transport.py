@@ -122,6 +122,7 @@ class KafkaHarness(Harness):
             self.settings.output_topic,
             self.settings.dead_letter_topic,
             self.settings.group,
+            max_bytes=2**20,
         )
         limits = TransportLimits(max_bytes=2**20, stuck_seconds=60)
         consumer = DrainingTransport(self.settings, json_decoder(Fields()), encoder, limits)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import shlex
 import struct
-from contextlib import closing
-from threading import Thread
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING
 
 import pytest
-from kafka import KafkaProducer, TopicPartition
-from kafka.errors import CorruptRecordError
 from kafka.record.default_records import DefaultRecordBase
 from kafka.record.util import calc_crc32c
 
-from tests.kafka.broker import PATIENCE, wait_until
+from tests.kafka.broker import wait_until
+from tests.kafka.raw import RawProducer
 from tests.kafka.stage import Stage, WorkerProcess, header, place_of
+from tests.record_batches import NONE, ZSTD, Raw, record_batch
 from worker.cli.entry import main
-from worker.settings.schema import KafkaSettings
-from worker.transports.kafka.clients import new_consumer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,32 +26,28 @@ if TYPE_CHECKING:
 LENGTHS = struct.Struct(">qi")
 
 
-class NotUtf8(str):
-    """The name of a header, which brokers take as any bytes."""
+# How far a record batch may expand, and what expands further.
+MOST_BYTES = 2**20
+RECORDS_BEGIN = DefaultRecordBase.HEADER_STRUCT.size
+BAD = Raw(bytes(MOST_BYTES))
 
-    __slots__ = ()
 
-    def encode(self, *_: Any) -> bytes:
-        return b"\xff"
+@pytest.fixture(autouse=True)
+def _little_room(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.settings["KAFKA__MAX_BATCH_BYTES"] = str(MOST_BYTES)
+    monkeypatch.setenv("WORKER_KAFKA__MAX_BATCH_BYTES", str(MOST_BYTES))
 
 
 def produce(stage: Stage, *batches: Sequence[str], partition: int = 0) -> None:
-    """Produce each batch as one; a text that is "bad" gets a header that is not UTF-8."""
-    # Only a flush ends a batch.
-    times = {"linger_ms": int(PATIENCE * 1000), "delivery_timeout_ms": int(PATIENCE * 4000)}
-    with closing(KafkaProducer(**stage.kafka.settings, **times)) as producer:
+    """Produce each list as one record batch, in which nothing from a "bad" record on can be decoded."""
+    now = int(time.time() * 1000)
+    with RawProducer(stage.kafka) as producer:
         for batch in batches:
-            sent = [
-                producer.send(
-                    stage.input,
-                    b'{"text": "%s"}' % text.encode(),
-                    headers=[(NotUtf8(), b"")] if text == "bad" else [],
-                    partition=partition,
-                )
-                for text in batch
+            records = [
+                BAD if text == "bad" else Raw(b'{"text": "%s"}' % text.encode()) for text in batch
             ]
-            producer.flush(PATIENCE)
-            assert all(future.succeeded() for future in sent)
+            codec = ZSTD if "bad" in batch else NONE
+            producer.append(stage.input, partition, record_batch(records, codec, now))
 
 
 def damage(node: Node, topic: str, offset: int, change: Callable[[bytearray], None]) -> None:
@@ -107,12 +100,15 @@ def _sign(batch: bytearray) -> None:
     struct.pack_into(">I", batch, DefaultRecordBase.CRC_OFFSET, checksum)
 
 
+guarantees = pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
+
+
 def stopped_in_front_of(worker: WorkerProcess, topic: str, offset: int) -> list[str]:
     """Wait until a worker has ended; returns the command that it names."""
     assert worker.wait() == 1, worker.output
     last = worker.output.splitlines()[-1]
     what = f"the batch at offset {offset} of partition 0 of {topic} cannot be decoded"
-    assert last.startswith(f"worker: {what}; "), worker.output
+    assert last.startswith(f"worker: {what}: "), worker.output
     return shlex.split(last.partition(" run: worker ")[2])
 
 
@@ -145,17 +141,17 @@ def skip(stage: Stage, command: Sequence[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        break_the_checksum,
-        name_an_unknown_codec,
-        claim_a_compression,
-        scramble_the_records,
-        empty_the_records,
+        (break_the_checksum, "its checksum is wrong"),
+        (name_an_unknown_codec, "there is no codec 7"),
+        (claim_a_compression, "its gzip data are damaged"),
+        (scramble_the_records, "a number has too many bytes"),
+        (empty_the_records, "a record is longer than its batch"),
     ],
 )
 def test_a_damaged_batch_stops_the_worker_in_front_of_it_until_it_is_skipped(
-    stage: Stage, kafka_node: Node, change: Callable[[bytearray], None]
+    stage: Stage, kafka_node: Node, change: Callable[[bytearray], None], reason: str
 ) -> None:
     produce(stage, ["gg"] * 10, ["lost"] * 3, ["wp"] * 5)
     damage(kafka_node, stage.input, 10, change)
@@ -171,11 +167,12 @@ def test_a_damaged_batch_stops_the_worker_in_front_of_it_until_it_is_skipped(
     (letter,) = stage.dead_letters()
     assert header(letter, "worker-topic") == stage.input
     assert (place_of(letter), header(letter, "worker-kind")) == ((0, 10), "undecodable")
-    assert "offsets 10 to 12" in header(letter, "worker-reason")
+    assert header(letter, "worker-last-offset") == "12"
+    assert header(letter, "worker-reason") == reason
 
 
-@pytest.mark.parametrize("guarantee", ["at-least-once", "exactly-once"])
-def test_a_header_that_is_not_utf_8_stops_the_worker_in_front_of_its_record(
+@guarantees
+def test_a_batch_that_expands_too_far_stops_the_worker_in_front_of_what_cannot_be_read(
     stage: Stage, guarantee: str
 ) -> None:
     produce(stage, ["gg"] * 10, ["gg", "gg", "bad", "lost"], ["wp"] * 5)
@@ -190,6 +187,29 @@ def test_a_header_that_is_not_utf_8_stops_the_worker_in_front_of_its_record(
     assert offsets(stage) == [*range(12), *range(14, 19)]
     (letter,) = stage.dead_letters()
     assert (place_of(letter), header(letter, "worker-kind")) == ((0, 12), "undecodable")
+
+
+@guarantees
+def test_where_it_is_asked_to_a_worker_goes_past_what_cannot_be_decoded(
+    stage: Stage, kafka_node: Node, guarantee: str
+) -> None:
+    produce(stage, ["gg"] * 3, ["lost"] * 2, ["gg", "bad", "lost"], ["wp"] * 2)
+    produce(stage, ["gg"] * 4, partition=1)
+    damage(kafka_node, stage.input, 3, break_the_checksum)
+    worker = stage.worker(KAFKA__GUARANTEE=guarantee, KAFKA__UNDECODABLE="dead-letter")
+    wait_until_committed(stage, 10)
+    assert worker.stop() == 0
+    assert offsets(stage) == [0, 1, 2, 5, 8, 9]
+    assert offsets(stage, 1) == [0, 1, 2, 3]
+    damaged, bomb = stage.dead_letters()
+    assert [(place_of(each), header(each, "worker-last-offset")) for each in (damaged, bomb)] == [
+        ((0, 3), "4"),
+        ((0, 6), "7"),
+    ]
+    assert header(damaged, "worker-reason") == "its checksum is wrong"
+    # The bytes of the whole batch, in which the broker has written where it is.
+    sent = record_batch([Raw(b'{"text": "gg"}'), BAD, Raw(b'{"text": "lost"}')], ZSTD)
+    assert bomb.value[RECORDS_BEGIN:] == sent[RECORDS_BEGIN:]
 
 
 def test_a_bad_record_at_the_very_beginning_stops_the_worker_with_nothing_done(
@@ -219,33 +239,3 @@ def test_each_worker_of_a_group_stops_in_front_of_it(stage: Stage) -> None:
     for worker in workers:
         stopped_in_front_of(worker, stage.input, 3)
     assert offsets(stage) == list(range(3))
-
-
-def test_a_client_that_has_met_it_says_so_again_and_again(stage: Stage) -> None:
-    produce(stage, ["gg"] * 3, ["bad"])
-    partition = TopicPartition(stage.input, 0)
-    settings = KafkaSettings(brokers=(stage.kafka.bootstrap,), group=stage.group)
-    records: list[Any] = []
-    raised: list[bool] = []
-
-    def read() -> None:
-        with closing(new_consumer(settings, group_id=None)) as consumer:
-            consumer.assign([partition])
-            consumer.seek_to_beginning()
-            while len(records) < 3:
-                records.extend(consumer.poll(timeout_ms=100).get(partition, []))
-            # What is raised while nothing may come is not heard of.
-            consumer.pause(partition)
-            assert consumer.poll(timeout_ms=100) == {}
-            consumer.resume(partition)
-            for _ in range(3):
-                with pytest.raises(CorruptRecordError):
-                    consumer.poll(timeout_ms=100)
-                raised.append(True)
-
-    # A poll that never returns must not be waited for.
-    reader = Thread(target=read, daemon=True)
-    reader.start()
-    reader.join(PATIENCE)
-    assert [record.offset for record in records] == [0, 1, 2]
-    assert len(raised) == 3

@@ -41,8 +41,9 @@ class Record(NamedTuple):
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: list[tuple[str, bytes]]
+    headers: list[tuple[str, bytes | None]]
     timestamp: int = 1_700_000_000_000
+    serialized_header_size: int = 0
 
 
 def place(offset: int) -> TopicPlace:
@@ -54,7 +55,9 @@ def truth(classifier: Classifier) -> Truth:
     """Return what must come out of seven records: the sixth is broken, the last a tombstone."""
     values = [*(b'{"text": "%d"}' % number for number in range(5)), b"{", None]
     sources = [Record("chat", 0, n, b"a", value, []) for n, value in enumerate(values)]
-    encoder = ProducerRecordEncoder(LabelEncoder("test", "0"), "labels", "dead", "group")
+    encoder = ProducerRecordEncoder(
+        LabelEncoder("test", "0"), "labels", "dead", "group", max_bytes=2**20
+    )
     return replay(sources, classifier, encoder)
 
 

@@ -73,7 +73,7 @@ def verify(stage: Stage, classifier: Classifier) -> Report:
     """Compare what the workers of a stage have written with what they had to read."""
     artifact = classifier.artifact
     labels = LabelEncoder(artifact.manifest.name, artifact.digest)
-    encoder = ProducerRecordEncoder(labels, stage.output, stage.dead, stage.group)
+    encoder = ProducerRecordEncoder(labels, stage.output, stage.dead, stage.group, max_bytes=2**20)
     truth = replay(stage.kafka.read(stage.input), classifier, encoder)
     return compare(truth, stage.labels(), stage.dead_letters())
 

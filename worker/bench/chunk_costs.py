@@ -7,15 +7,16 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
-from kafka.consumer.fetcher import ConsumerRecord
-from kafka.record import MemoryRecords, MemoryRecordsBuilder
+from kafka import TopicPartition
+from kafka.record import MemoryRecordsBuilder
 
 from worker import pipeline
 from worker.events.decoding import Fields, json_decoder
 from worker.events.encoding import LabelEncoder
 from worker.events.records import DeadLetter, LabelledEvent
 from worker.inference.classifier import Classifier
-from worker.transports.kafka.batches import content_of, fill
+from worker.transports.kafka.batches import fill
+from worker.transports.kafka.client_internals import ReadingLimits, read_record_batches
 from worker.transports.kafka.records import ProducerRecord, ProducerRecordEncoder, record_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ _MESSAGES: Final = 64
 _NO_COMPRESSION: Final = 0
 _MAGIC: Final = 2
 _ROOM: Final = 2**30
+_EVENTS: Final = TopicPartition("events", 0)
+_LIMITS: Final = ReadingLimits(batch_bytes=_ROOM, header_bytes=_ROOM)
 
 
 class RecordBatchLabeller:
@@ -39,17 +42,13 @@ class RecordBatchLabeller:
         self._classifier = Classifier(artifact)
         self._decode = json_decoder(Fields())
         labels = LabelEncoder(artifact.manifest.name, artifact.digest)
-        self._encoder = ProducerRecordEncoder(labels, "labels", "dead-letters", "worker")
+        self._encoder = ProducerRecordEncoder(
+            labels, "labels", "dead-letters", "worker", max_bytes=_ROOM
+        )
 
     def label(self, events: bytes) -> bytes:
         """Return the labels of a record batch of events as a record batch."""
-        sources = [
-            ConsumerRecord(
-                "events", 0, 0, r.offset, r.timestamp, 0, r.key, r.value, r.headers, None, 0, 0, 0
-            )
-            for batch in MemoryRecords(events)
-            for r in batch
-        ]
+        sources = read_record_batches(_EVENTS, events, _LIMITS)
         items = [self._decode(record_of(source)) for source in sources]
         outcomes = pipeline.label(self._classifier, items)
         return _batch(
@@ -102,6 +101,6 @@ def events_of(texts: Sequence[str]) -> bytes:
 
 def _batch(messages: Sequence[ProducerRecord]) -> bytes:
     builder = MemoryRecordsBuilder(_MAGIC, _NO_COMPRESSION, _ROOM)
-    fill(builder, [(message.timestamp or 0, content_of(message)) for message in messages])
+    fill(builder, [(message.timestamp or 0, message.content()) for message in messages], _ROOM)
     builder.close()
     return bytes(builder.buffer())

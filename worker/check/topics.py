@@ -268,7 +268,7 @@ def _room_for_labels(topic: Topic, inputs: Sequence[Topic]) -> Iterator[Finding]
 def _room_for_dead_letters(
     topic: Topic, inputs: Sequence[Topic], kafka: KafkaSettings
 ) -> Iterator[Finding]:
-    """Compare sizes: where a dead letter is refused, the worker cannot go on.
+    """Compare sizes: where a dead letter does not fit, it carries nothing of its event.
 
     A compressed record batch may hold an event that is larger than the limit of its topic, which
     cannot be seen from here.
@@ -283,12 +283,11 @@ def _room_for_dead_letters(
     }
     for name, limit in limits.items():
         if limit is not None and limit < needed:
-            level = Level.FAIL if limit < event else Level.WARN
             problem = (
                 f"{name} is {limit}: the dead letter of an event of {event} bytes does not fit"
             )
-            risk = "so the worker would not get past such an event"
-            yield topic.finding(level, f"{problem}, {risk}; set it to {needed}")
+            risk = "so it would not carry it"
+            yield topic.finding(Level.WARN, f"{problem}, {risk}; set it to {needed}")
 
 
 def _largest_event(inputs: Sequence[Topic]) -> int:

@@ -82,13 +82,14 @@ def _add_redrive(commands: Any) -> None:
     parser = add_command(
         commands,
         "redrive",
-        "send records back to the topics that they came from",
+        "send records back to the input topics that they came from",
         _redrive,
         epilog="It says what would be sent, and sends only once that is confirmed. Records go out\n"
         "as they were, with the header worker-rounds, in transactions: killed, the same\n"
         "command continues, and each goes out once. They go behind what has come since, so\n"
         "the order within their key is lost. What became a dead letter after the start is\n"
-        "left to the next redrive. Receipts are kept on the dead-letter topic.\n\n"
+        "left to the next redrive. Receipts are kept on the dead-letter topic. Only with --topic\n"
+        "do records go to a topic that is not among kafka.input_topics.\n\n"
         "Dead letters of files are written to -o, for another `worker replay`. The header of\n"
         "CSV and TSV is not among them.\n\n" + EPILOG,
     )
@@ -111,7 +112,7 @@ def _add_redrive(commands: Any) -> None:
         help="The file that the original lines are written to, where dead letters of files are "
         "given.",
     )
-    _add_filters(parser)
+    _add_filters(parser, "kafka.input_topics")
 
 
 def _redrive(options: argparse.Namespace) -> int:
@@ -163,7 +164,7 @@ def _add_yes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="Do it without asking first.")
 
 
-def _add_filters(parser: argparse.ArgumentParser) -> None:
+def _add_filters(parser: argparse.ArgumentParser, *more: str) -> None:
     """Add what chooses dead letters."""
     parser.add_argument(
         "files",
@@ -203,7 +204,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="Those that became dead letters before this time, which is written as for --since.",
     )
-    add_settings(parser, "kafka.brokers", "kafka.dead_letter_topic")
+    add_settings(parser, "kafka.brokers", *more, "kafka.dead_letter_topic")
 
 
 def _filters(options: argparse.Namespace) -> Filters:

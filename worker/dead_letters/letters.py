@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from worker.transports.kafka.records import Omitted
+
 _T = TypeVar("_T")
 
 
@@ -23,7 +25,8 @@ class Letter:
     """A dead letter that was read back, with the record that it was made from.
 
     `time` is when the record became a dead letter, which files do not say. `rounds` is how often it
-    was sent back before.
+    was sent back before. Where the record was too large to be carried, `omitted` says how large, and
+    there are no value, key and headers.
     """
 
     place: FilePlace | TopicPlace
@@ -34,6 +37,7 @@ class Letter:
     headers: Sequence[tuple[str, bytes | None]] = ()
     time: datetime | None = None
     rounds: int = 0
+    omitted: Omitted | None = None
 
     @property
     def source(self) -> str:
@@ -44,6 +48,12 @@ class Letter:
     def partition(self) -> int | None:
         """Return the partition that the record came from; None for a file."""
         return self.place.partition if isinstance(self.place, TopicPlace) else None
+
+    def with_event(
+        self, value: bytes | None, key: bytes | None, headers: Sequence[tuple[str, bytes | None]]
+    ) -> Letter:
+        """Return the letter with the event that it does not carry."""
+        return replace(self, value=value, key=key, headers=headers, omitted=None)
 
     @property
     def offset(self) -> int:

@@ -80,7 +80,9 @@ def show_letters(
     chosen = (letter for letter in letters if letter is not None and filters.take(letter))
     for letter in itertools.islice(chosen, limit):
         print(_line(letter))
-        if payload:
+        if letter.omitted is not None:
+            print(f"  {_where(letter)}")
+        elif payload:
             print(f"  {_payload(letter)}")
     if next(chosen, None) is not None:
         print(f"there are more than {limit} dead letters; raise --limit to see them")
@@ -120,16 +122,29 @@ class _Count:
         return _formatted(self.first), _formatted(self.last)
 
 
+def _where(letter: Letter) -> str:
+    return (
+        "the event was too large for its letter; as long as its topic keeps it, read it with: "
+        f"kafka-console-consumer.sh --topic {escaped(letter.source)} --partition "
+        f"{letter.partition} --offset {letter.offset} --max-messages 1"
+    )
+
+
 def _line(letter: Letter) -> str:
     part = letter.place.part if isinstance(letter.place, FilePlace) else 0
     sizes = f"key {_size(letter.key)}, value {_size(letter.value)}"
+    headers = counted(len(letter.headers), "header")
+    if letter.omitted is not None:
+        omitted = letter.omitted
+        sizes = f"key {_bytes(omitted.key)}, value {_bytes(omitted.value)}"
+        headers = f"headers {_bytes(omitted.headers)}"
     return "  ".join(
         [
             escaped(str(letter.place)) + (f" part {part}" if part else ""),
             escaped(letter.kind),
             _formatted(letter.time),
             counted(letter.rounds, "round"),
-            f"{sizes}, {counted(len(letter.headers), 'header')}",
+            f"{sizes}, {headers}",
             escaped(letter.reason),
         ]
     )
@@ -152,7 +167,11 @@ def _readable(data: bytes | None) -> str | dict[str, str] | None:
 
 
 def _size(data: bytes | None) -> str:
-    return "null" if data is None else f"{len(data)} B"
+    return _bytes(None if data is None else len(data))
+
+
+def _bytes(size: int | None) -> str:
+    return "null" if size is None else f"{size} B"
 
 
 def _formatted(time: datetime | None) -> str:

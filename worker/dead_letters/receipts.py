@@ -9,12 +9,13 @@ that these letters have been sent. Offsets of a consumer group would expire afte
 from __future__ import annotations
 
 import json
+import math
+from bisect import bisect
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pydantic import ValidationError
 
-from worker.errors import WorkerError
 from worker.strict import Strict
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 # Partition and offset on the dead-letter topic.
 Position: TypeAlias = tuple[int, int]
+# A selection as JSON, and the number of a redrive of it.
+_Redrive: TypeAlias = tuple[str, int]
+
+_BEYOND: Final = math.inf
 
 
 class Receipt(Strict):
@@ -45,28 +50,27 @@ class Ledger:
 
     def __init__(self) -> None:
         """Start without any receipt."""
-        self._sent: dict[tuple[str, int], set[Position]] = defaultdict(set)
-        self._until: dict[tuple[str, int], Mapping[int, int]] = {}
+        self.not_understood = 0
+        self._sent: dict[_Redrive, _Offsets] = defaultdict(_Offsets)
+        self._until: dict[_Redrive, Mapping[int, int]] = {}
 
     def add(self, record: ConsumerRecord) -> None:
-        """Add a receipt.
+        """Add a receipt, or count one that is not understood.
 
-        Raises:
-            WorkerError: it cannot be understood, so that records might be sent twice.
-
+        Somebody else may have written that, or a newer worker, whose records may then be sent twice.
         """
         try:
             receipt = Receipt.model_validate_json(record.value or b"")
         except ValidationError:
-            raise WorkerError(
-                f"what a redrive left at offset {record.offset} of partition {record.partition} "
-                f"of {record.topic} is not understood",
-                "a newer worker may have written it: use that one",
-            ) from None
+            self.not_understood += 1
+            return
+        # A receipt stands behind the letters that it lists.
+        if not all(0 <= first <= last < record.offset for first, last in receipt.sent):
+            self.not_understood += 1
+            return
         redrive = (_key(receipt.selection), receipt.number)
         self._until[redrive] = receipt.until
-        for first, last in receipt.sent:
-            self._sent[redrive].update((record.partition, o) for o in range(first, last + 1))
+        self._sent[redrive].add(record.partition, receipt.sent)
 
     def last_number(self, selection: Mapping[str, Any]) -> int:
         """Return how many redrives of a selection there were."""
@@ -76,13 +80,46 @@ class Ledger:
         """Return where the partitions ended when a redrive began."""
         return self._until.get((_key(selection), number), {})
 
-    def sent_by(self, selection: Mapping[str, Any], number: int) -> set[Position]:
-        """Return what a redrive has sent."""
-        return self._sent.get((_key(selection), number), set())
+    def has_sent(self, selection: Mapping[str, Any], number: int, position: Position) -> bool:
+        """Return whether a redrive has sent the letter at a position."""
+        redrive = (_key(selection), number)
+        return redrive in self._sent and position in self._sent[redrive]
 
-    def sent(self) -> set[Position]:
-        """Return what any redrive has sent."""
-        return set().union(*self._sent.values())
+    def has_been_sent(self, position: Position) -> bool:
+        """Return whether any redrive has sent the letter at a position."""
+        return any(position in offsets for offsets in self._sent.values())
+
+
+class _Offsets:
+    """Offsets by partition, as runs: a few bytes may name more of them than there is memory for."""
+
+    def __init__(self) -> None:
+        self._added: list[tuple[int, int, int]] = []
+        # Partition, first and last offset of runs that do not touch, in their order.
+        self._runs: list[tuple[int, int, int]] = []
+
+    def add(self, partition: int, runs: Iterable[tuple[int, int]]) -> None:
+        self._added += ((partition, first, last) for first, last in runs)
+
+    def __contains__(self, position: Position) -> bool:
+        if self._added:
+            self._runs, self._added = _merged([*self._runs, *self._added]), []
+        partition, offset = position
+        index = bisect(self._runs, (partition, offset, _BEYOND)) - 1
+        if index < 0:
+            return False
+        found, _, last = self._runs[index]
+        return found == partition and offset <= last
+
+
+def _merged(runs: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    merged: list[tuple[int, int, int]] = []
+    for partition, first, last in sorted(runs):
+        if merged and merged[-1][0] == partition and first <= merged[-1][2] + 1:
+            merged[-1] = (partition, merged[-1][1], max(last, merged[-1][2]))
+        else:
+            merged.append((partition, first, last))
+    return merged
 
 
 def stretches(offsets: Iterable[int]) -> list[tuple[int, int]]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from worker.dead_letters.originals import Originals
 from worker.dead_letters.receipts import Ledger, Receipt, stretches
 from worker.dead_letters.sending import Outgoing, Sender
 from worker.dead_letters.topic import DeadLetterTopic, is_receipt, letter_of
@@ -23,7 +25,7 @@ from worker.terminal.sentences import counted, escaped
 from worker.transports.kafka.clients import explained_kafka_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from kafka.consumer.fetcher import ConsumerRecord
@@ -51,13 +53,16 @@ class Selection:
 class _Found:
     """What the filters select on the topic.
 
-    `letters` has the target topic of each letter that can be sent. The others are counted: those
-    that have reached the limit of rounds, and those that have no bytes.
+    `letters` has the target topic of each letter that can be sent. The others are counted: those of
+    topics that nobody has named, those that have reached the limit of rounds, those that are no event, and those that carry none which is
+    not to be found either.
     """
 
     letters: dict[Position, str] = field(default_factory=dict)
+    elsewhere: int = 0
     at_limit: int = 0
-    without_bytes: int = 0
+    no_events: int = 0
+    gone: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +89,16 @@ def redrive(settings: KafkaSettings, selection: Selection, *, yes: bool) -> None
         WorkerError: not everything was sent; the same command continues the redrive.
 
     """
-    with explained_kafka_errors(), DeadLetterTopic(settings) as topic:
+    with (
+        explained_kafka_errors(),
+        DeadLetterTopic(settings) as topic,
+        Originals(settings) as originals,
+    ):
         ledger = Ledger()
-        found = _scan(topic, selection, ledger)
+        targets = {*settings.input_topics, selection.filters.source}
+        found = _scan(topic, originals, selection, ledger, targets)
         plan = _plan(found, selection, ledger, topic.ends)
-        _report(plan, found, selection)
+        _report(plan, found, selection, ledger)
         if not plan.left:
             return
         _check_targets(topic, plan)
@@ -97,12 +107,20 @@ def redrive(settings: KafkaSettings, selection: Selection, *, yes: bool) -> None
                 # Another redrive may have sent records while this one was planned and confirmed.
                 for records in topic.read(topic.ends, topic.log_ends()):
                     _add_receipts(records, ledger)
-                left = plan.left.keys() - _done(selection, ledger, plan.number)
-                sent = _send(topic, sender, selection, plan, left)
+                for position in _done(plan.left, selection, ledger, plan.number):
+                    del plan.left[position]
+                receipts = partial(_receipts, selection, plan)
+                sent = _send(topic, originals, sender, plan, receipts)
             print(f"{counted(sent, 'record')} sent back")
 
 
-def _scan(topic: DeadLetterTopic, selection: Selection, ledger: Ledger) -> _Found:
+def _scan(
+    topic: DeadLetterTopic,
+    originals: Originals,
+    selection: Selection,
+    ledger: Ledger,
+    targets: AbstractSet[str | None],
+) -> _Found:
     found = _Found()
     for records in topic.read(topic.begin, topic.ends):
         _add_receipts(records, ledger)
@@ -111,9 +129,13 @@ def _scan(topic: DeadLetterTopic, selection: Selection, ledger: Ledger) -> _Foun
             if letter is None or not selection.filters.take(letter):
                 continue
             if letter.kind == ErrorKind.UNDECODABLE:
-                found.without_bytes += 1
+                found.no_events += 1
+            elif letter.source not in targets:
+                found.elsewhere += 1
             elif letter.rounds >= selection.max_rounds:
                 found.at_limit += 1
+            elif originals.whole(letter) is None:
+                found.gone += 1
             else:
                 found.letters[record.partition, record.offset] = letter.source
     return found
@@ -130,11 +152,12 @@ def _plan(found: _Found, selection: Selection, ledger: Ledger, ends: Mapping[int
     content = selection.as_json()
     number = ledger.last_number(content)
     until = ledger.until(content, number)
-    left = _left(found, until, _done(selection, ledger, number))
+    done = _done(found.letters, selection, ledger, number)
+    left = _left(found, until, done)
     if not left:
         number, until = number + 1, ends
-        left = _left(found, until, _done(selection, ledger, number))
-    done = found.letters.keys() & _done(selection, ledger, number)
+        done = _done(found.letters, selection, ledger, number)
+        left = _left(found, until, done)
     return _Plan(number, until, left, len(done), len(found.letters) - len(done) - len(left))
 
 
@@ -148,15 +171,26 @@ def _left(
     }
 
 
-def _done(selection: Selection, ledger: Ledger, number: int) -> set[Position]:
-    """Return what a redrive must not send.
+def _done(
+    positions: Iterable[Position], selection: Selection, ledger: Ledger, number: int
+) -> set[Position]:
+    """Return which of some letters a redrive must not send.
 
-    That is what any redrive has sent; with `again`, only what this one has sent.
+    Those are what any redrive has sent; with `again`, only what this one has sent.
     """
-    return ledger.sent_by(selection.as_json(), number) if selection.again else ledger.sent()
+    content = selection.as_json()
+    return {
+        position
+        for position in positions
+        if (
+            ledger.has_sent(content, number, position)
+            if selection.again
+            else ledger.has_been_sent(position)
+        )
+    }
 
 
-def _report(plan: _Plan, found: _Found, selection: Selection) -> None:
+def _report(plan: _Plan, found: _Found, selection: Selection, ledger: Ledger) -> None:
     for target, number in sorted(Counter(plan.left.values()).items()):
         print(f"{counted(number, 'record')} to send back to {escaped(target)}")
     if plan.left:
@@ -166,13 +200,24 @@ def _report(plan: _Plan, found: _Found, selection: Selection) -> None:
     advice = "" if selection.again else "; --again sends them once more"
     for number, what in (
         (plan.sent_before, f"sent back before{advice}"),
+        (
+            found.elsewhere,
+            "left out because their topics are not among kafka.input_topics; see --topic",
+        ),
         (found.at_limit, "left out because of --max-rounds"),
-        (found.without_bytes, "left out because records that cannot be decoded have no bytes"),
+        (found.no_events, "left out because what cannot be decoded is no event"),
+        (found.gone, "left out because events that they do not carry are gone from their topics"),
         (plan.later, "left to the next redrive, because this one continues an earlier one"),
     ):
         if number:
             verb = "was" if number == 1 else "were"
             print(f"{counted(number, 'dead letter')} {verb} {what}")
+    if ledger.not_understood:
+        receipts = counted(ledger.not_understood, "receipt")
+        print(
+            f"{receipts} not understood: if a newer worker has written them, use that one, or "
+            "records are sent twice"
+        )
 
 
 def _check_targets(topic: DeadLetterTopic, plan: _Plan) -> None:
@@ -186,14 +231,14 @@ def _check_targets(topic: DeadLetterTopic, plan: _Plan) -> None:
 
 def _send(
     topic: DeadLetterTopic,
+    originals: Originals,
     sender: Sender,
-    selection: Selection,
     plan: _Plan,
-    left: AbstractSet[Position],
+    receipts: Callable[[Mapping[int, Sequence[int]]], dict[int, bytes]],
 ) -> int:
     begin: dict[int, int] = {}
     ends: dict[int, int] = {}
-    for partition, offset in left:
+    for partition, offset in plan.left:
         begin[partition] = min(offset, begin.get(partition, offset))
         ends[partition] = max(offset + 1, ends.get(partition, 0))
     partitions = {target: topic.partitions_of(target) for target in set(plan.left.values())}
@@ -203,13 +248,15 @@ def _send(
         offsets = defaultdict(list)
         for record in records:
             letter = letter_of(record)
-            if letter is not None and (record.partition, record.offset) in left:
+            if letter is None or (record.partition, record.offset) not in plan.left:
+                continue
+            if (whole := originals.whole(letter)) is not None:
                 # It goes to its old partition, which its producer may have chosen by other rules.
                 exists = letter.partition in partitions[letter.source]
-                batch.append(Outgoing(letter, letter.partition if exists else None))
+                batch.append(Outgoing(whole, letter.partition if exists else None))
                 offsets[record.partition].append(record.offset)
         if batch:
-            sender.send(batch, _receipts(selection, plan, offsets))
+            sender.send(batch, receipts(offsets))
             sent += len(batch)
     return sent
 

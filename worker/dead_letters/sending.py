@@ -34,7 +34,7 @@ _TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordL
 # The broker aborts a transaction that takes longer than its timeout; ours ends before.
 _SHARE_OF_TIMEOUT: Final = 0.8
 _ABORT_SECONDS: Final = 2.0
-# The version of the form of receipts; a receipt that is not understood ends a redrive.
+# The version of the form of receipts.
 _VERSION: Final = b"1"
 
 

@@ -1,21 +1,24 @@
-"""`worker dead-letters skip` moves a group past a record batch that the client cannot decode.
+"""`worker dead-letters skip` moves a group past record batches that cannot be decoded.
 
-A worker stops at such a record batch and never goes past it by itself. A person does so here, for a
-group whose workers have stopped: a dead letter records where it was, and then the group's offset
-moves.
+Unless `kafka.undecodable` lets it go on, a worker stops at such a record batch. A person goes past it
+here, for a group whose workers have stopped: a dead letter keeps its bytes and says where it was, and
+then the group's offset moves.
 """
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Final
 
 from kafka import TopicPartition
 
 from worker.errors import ConfigurationError, WorkerError
-from worker.events.records import ErrorKind, TopicPlace
+from worker.events.records import DeadLetter, ErrorKind
 from worker.terminal.confirmations import confirmed
-from worker.transports.kafka.client_internals import close_by_force
+from worker.transports.kafka.client_internals import (
+    NullSerializer,
+    close_by_force,
+    send_with_nulls,
+)
 from worker.transports.kafka.clients import (
     explained_kafka_errors,
     new_admin,
@@ -24,14 +27,18 @@ from worker.transports.kafka.clients import (
 )
 from worker.transports.kafka.durations import in_ms
 from worker.transports.kafka.marks import Mark
-from worker.transports.kafka.records import KIND, NULLS, OFFSET, PARTITION, REASON, TOPIC
-from worker.transports.kafka.undecodable import end_of_undecodable, readable
+from worker.transports.kafka.records import dead_letter, record_of
+from worker.transports.kafka.undecodable import undecodable_at
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kafka import KafkaConsumer
     from kafka.structs import OffsetAndMetadata
 
+    from worker.events.records import TopicPlace
     from worker.settings.schema import KafkaSettings
+    from worker.transports.kafka.record_batches import Undecodable
 
 _WITHOUT_MEMBERS: Final = ("Empty", "Dead")
 
@@ -55,11 +62,14 @@ def skip(settings: KafkaSettings, place: TopicPlace, *, yes: bool) -> None:
             consumer.assign([partition])
             committed = _committed(consumer, partition, settings)
             _refuse_members(settings)
-            end = _end(settings, partition, committed.offset, place)
-            stretch = f"offsets {committed.offset} to {end - 1}"
-            print(f"{stretch} of partition {place.partition} of {place.topic} cannot be decoded")
+            found = _undecodable(settings, partition, committed.offset, place)
+            end = found[-1].last_offset + 1
+            print(
+                f"offsets {found[0].offset} to {end - 1} of partition {place.partition} of "
+                f"{place.topic} cannot be decoded"
+            )
             if confirmed("go past them for good?", yes=yes):
-                _leave_letter(settings, place, stretch)
+                _leave_letters(settings, found)
                 _move(consumer, partition, committed, end, settings)
                 print(f"the group {settings.group} goes on at offset {end}")
         finally:
@@ -94,42 +104,35 @@ def _refuse_members(settings: KafkaSettings) -> None:
         )
 
 
-def _end(
+def _undecodable(
     settings: KafkaSettings, partition: TopicPartition, committed: int, place: TopicPlace
-) -> int:
-    if readable(settings, partition, committed):
+) -> list[Undecodable]:
+    found = undecodable_at(settings, partition, committed)
+    if not found:
         raise WorkerError(
             f"offset {committed}, where the group {settings.group} stands, can be decoded: there "
             "is nothing to skip",
             "start the workers: they stop where they cannot go on, and say so",
         )
-    end = end_of_undecodable(settings, partition, committed)
-    if not committed <= place.offset < end:
+    last = found[-1].last_offset
+    if not committed <= place.offset <= last:
         raise WorkerError(
             f"the group {settings.group} stands at offset {committed}, and what cannot be decoded "
-            f"there ends at {end - 1}",
+            f"there ends at {last}",
             f"offset {place.offset} is no part of it",
         )
-    return end
+    return found
 
 
-def _leave_letter(settings: KafkaSettings, place: TopicPlace, stretch: str) -> None:
-    reason = f"the {stretch} cannot be decoded by the client, and were gone past"
-    headers = {
-        TOPIC: place.topic,
-        PARTITION: str(place.partition),
-        OFFSET: str(place.offset),
-        KIND: ErrorKind.UNDECODABLE,
-        REASON: reason,
-        NULLS: json.dumps(["value"]),
-    }
-    producer = new_producer(settings)
+def _leave_letters(settings: KafkaSettings, found: Iterable[Undecodable]) -> None:
+    producer = new_producer(settings, value_serializer=NullSerializer())
     try:
-        producer.send(
-            settings.dead_letter_topic,
-            b"",
-            headers=[(name, value.encode()) for name, value in headers.items()],
-        ).get(timeout=settings.deadline_seconds)
+        for rest in found:
+            letter = DeadLetter(record_of(rest), ErrorKind.UNDECODABLE, rest.reason)
+            message = dead_letter(rest, letter, settings.dead_letter_topic)
+            send_with_nulls(
+                producer, message.topic, message.value, headers=message.headers, partition=None
+            ).get(timeout=settings.deadline_seconds)
     finally:
         close_by_force(producer)
 

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from kafka import TopicPartition
-from kafka import errors as kafka_errors
 
 from worker.dead_letters.letters import Letter
 from worker.errors import ConfigurationError, WorkerError
@@ -25,7 +24,6 @@ from worker.transports.kafka.records import (
     original_of,
     own_headers,
 )
-from worker.transports.kafka.undecodable import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -36,6 +34,8 @@ if TYPE_CHECKING:
 
 _POLL_RECORDS: Final = 500
 _POLL_SECONDS: Final = 0.2
+# Letters have headers of ours, and may be of a time when their events could have more.
+_MORE_HEADER_BYTES: Final = 2**20
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -56,7 +56,9 @@ class DeadLetterTopic:
         self.name = settings.dead_letter_topic
         self._settings = settings
         self._timeout = settings.deadline_seconds
-        self._consumer = new_consumer(settings, group_id=None, max_poll_records=_POLL_RECORDS)
+        self._consumer = new_consumer(
+            settings, _MORE_HEADER_BYTES, group_id=None, max_poll_records=_POLL_RECORDS
+        )
         try:
             self.begin = self._offsets(self._consumer.beginning_offsets, self._numbers())
             self.ends = self._offsets(self._consumer.end_offsets, self.begin)
@@ -97,7 +99,7 @@ class DeadLetterTopic:
         """Yield the committed records between offsets by partition, each partition in its order.
 
         Raises:
-            WorkerError: a record batch cannot be decoded, or nothing comes for too long.
+            WorkerError: nothing comes for too long.
             KafkaError: the brokers refuse, or the records are gone.
 
         """
@@ -126,15 +128,7 @@ class DeadLetterTopic:
                 )
 
     def _poll(self, ends: Mapping[int, int]) -> list[ConsumerRecord]:
-        try:
-            polled = self._consumer.poll(timeout_ms=in_ms(_POLL_SECONDS))
-        except Exception as error:  # what a record batch makes the client raise may quote it
-            if isinstance(error, kafka_errors.KafkaError) and not isinstance(error, UNREADABLE):
-                raise
-            raise WorkerError(
-                f"a batch of the topic {self.name} cannot be decoded",
-                "it was not written by this worker: look at it with other tools",
-            ) from None
+        polled = self._consumer.poll(timeout_ms=in_ms(_POLL_SECONDS))
         return [r for part in polled.values() for r in part if r.offset < ends[r.partition]]
 
     def _position(self, partition: TopicPartition) -> int:
@@ -170,6 +164,7 @@ def letter_of(record: ConsumerRecord) -> Letter | None:
             headers=original.headers,
             time=_time_of(record),
             rounds=int(rounds) if rounds.isdecimal() else 0,
+            omitted=original.omitted,
         )
     except (ValueError, KeyError, TypeError):
         return None

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from worker import defaults
 from worker.events.encoding import to_json
 from worker.events.records import DeadLetter, ErrorKind, Event, Item, Record, Skipped
 
@@ -30,6 +31,7 @@ class Fields:
     id: str = "id"
     keep: tuple[str, ...] = ()
     skip: str | None = None
+    max_id_length: int = defaults.MAX_ID_LENGTH
 
 
 def decode_text(record: Record) -> Item:
@@ -113,6 +115,9 @@ def _event(record: Record, content: Mapping[str, Any], fields: Fields) -> Item:
     if isinstance(event_id, bool) or not isinstance(event_id, str | int):
         reason = f"the field '{fields.id}' is neither a string nor an integer"
         return DeadLetter(record, ErrorKind.BAD_ID, reason)
+    if isinstance(event_id, str) and len(event_id) > fields.max_id_length:
+        reason = f"the field '{fields.id}' is longer than {fields.max_id_length} characters"
+        return DeadLetter(record, ErrorKind.ID_TOO_LONG, reason)
     kept = {name: to_json(content[name]) for name in fields.keep if name in content}
     return Event(record, event_id, text, kept)
 

@@ -323,6 +323,7 @@ def _outputs(
             "keep": list(settings.input.keep),
             "skip_field": settings.input.skip_field,
             "max_bytes": settings.input.max_bytes,
+            "max_id_length": settings.input.max_id_length,
             "include_text": settings.include_text,
             "dead_letters": _readable(letters.name),
         },

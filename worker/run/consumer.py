@@ -159,6 +159,7 @@ def _transport(settings: Settings, artifact: Artifact, process: int) -> KafkaTra
         kafka.output_topic,
         kafka.dead_letter_topic,
         kafka.group,
+        kafka.max_message_bytes,
         pass_key=kafka.pass_key,
         pass_headers=kafka.pass_headers,
     )

@@ -81,6 +81,7 @@ class InputSettings(Strict):
     keep: _Names = _setting("input.keep")
     skip_field: str | None = _setting("input.skip_field", min_length=1)
     max_bytes: int = _setting("input.max_bytes", ge=1, le=2**30)
+    max_id_length: int = _setting("input.max_id_length", ge=1, le=2**30)
 
 
 class CacheSettings(Strict):
@@ -139,6 +140,10 @@ class KafkaSettings(Strict):
     pass_headers: bool = _setting("kafka.pass_headers")
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = _setting("kafka.compression")
     max_message_bytes: int = _setting("kafka.max_message_bytes", ge=1024, le=2**30)
+    max_batch_bytes: int = _setting("kafka.max_batch_bytes", ge=2**20, le=2**30)
+    max_key_bytes: int = _setting("kafka.max_key_bytes", ge=0, le=2**30)
+    max_header_bytes: int = _setting("kafka.max_header_bytes", ge=0, le=2**30)
+    undecodable: Literal["stop", "dead-letter"] = _setting("kafka.undecodable")
     chunk_records: int = _setting("kafka.chunk_records", ge=1, le=10_000)
     chunk_seconds: float = _setting("kafka.chunk_seconds", gt=0, le=30)
     commit_interval_seconds: float = _setting("kafka.commit_interval_seconds", ge=0, le=10)

@@ -78,6 +78,10 @@ SETTINGS: Final = {
         "bounded.",
         flag="--max-bytes",
     ),
+    "input.max_id_length": Setting(
+        defaults.MAX_ID_LENGTH,
+        "The longest id of a message in characters. A message with a longer one becomes a dead letter.",
+    ),
     "cache.enabled": Setting(
         default=True,
         description="With true, scores of texts are remembered, in memory and on disk, so that a "
@@ -177,7 +181,27 @@ SETTINGS: Final = {
         2**21,
         "The largest message that is sent, in bytes. A dead letter is an event with headers of "
         "ours: where events may be as large as Kafka's default, max.message.bytes of the "
-        "dead-letter topic must be larger than that default.",
+        "dead-letter topic must be larger than that default. One that is too large says where its "
+        "event is, and does not carry it.",
+    ),
+    "kafka.max_batch_bytes": Setting(
+        2**26,
+        "How large a record batch may become when it is decompressed, in bytes. A larger one counts "
+        "as one that cannot be decoded: whoever may write to a topic can make one of a few kilobytes "
+        "that would take all memory.",
+    ),
+    "kafka.max_key_bytes": Setting(
+        2**16, "The largest key of an event in bytes; one with a larger key becomes a dead letter."
+    ),
+    "kafka.max_header_bytes": Setting(
+        2**16,
+        "The largest size of all headers of an event in bytes; one with more becomes a dead letter.",
+    ),
+    "kafka.undecodable": Setting(
+        "stop",
+        "What to do at a record batch that cannot be decoded, once all before it is labelled: stop "
+        "the worker, until a person has looked and has moved the group past it; or dead-letter, "
+        "which leaves a dead letter with the bytes of the batch and goes on.",
     ),
     "kafka.chunk_records": Setting(
         defaults.CHUNK_RECORDS,

@@ -9,11 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka import TopicPartition
 from kafka.errors import MessageSizeTooLargeError
+from kafka.partitioner import murmur2 as clients_murmur2
 from kafka.partitioner.default import DefaultPartitioner
 from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
-from worker.transports.kafka.batches import SentRecordBatch, content_of, failures, fill, send
+from worker.transports.kafka.batches import SentRecordBatch, failures, fill, murmur2, send
+from worker.transports.kafka.client_internals import (
+    ReadingLimits,
+    read_record_batches,
+    room_in,
+    split_with_care,
+)
 from worker.transports.kafka.records import ProducerRecord
 
 if TYPE_CHECKING:
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
 BATCH_BYTES = 1000
 CODECS = {"none": 0, "gzip": 1, "lz4": 3}
 LABELS = TopicPartition("labels", 0)
+KEYS = (b"a", b"b", b"c", b"d")
+NO_LIMITS = ReadingLimits(batch_bytes=2**30, header_bytes=2**30)
 
 messages = st.builds(
     ProducerRecord,
@@ -39,7 +48,7 @@ positive = st.integers(1, 100)
 
 
 def timed(sent: Sequence[ProducerRecord]) -> list[Timed]:
-    return [(message.timestamp or 0, content_of(message)) for message in sent]
+    return [(message.timestamp or 0, message.content()) for message in sent]
 
 
 def written_by_the_client(sent: Sequence[ProducerRecord], codec: int) -> tuple[int, bytes]:
@@ -63,7 +72,7 @@ def test_a_batch_has_the_bytes_that_the_clients_builder_writes(
     sent: list[ProducerRecord], codec: str
 ) -> None:
     builder = MemoryRecordsBuilder(2, CODECS[codec], BATCH_BYTES)
-    number = fill(builder, timed(sent))
+    number = fill(builder, timed(sent), room_in(builder))
     assert (number, closed(builder)) == written_by_the_client(sent, CODECS[codec])
     assert builder.next_offset() == number
 
@@ -76,6 +85,7 @@ class Producer:
         self._numbers = set(range(partitions))
         self._metadata = self._transaction_manager = self._sender = self
         self._accumulator = RecordAccumulator(batch_size=BATCH_BYTES)
+        split_with_care(self)
         self.woken = 0
 
     def partitions_for(self, _: str) -> set[int]:
@@ -108,6 +118,17 @@ def keyed(key: bytes | None, value: bytes = b"{}") -> ProducerRecord:
 def records_of(batch: ProducerBatch) -> list[tuple[bytes, bytes]]:
     batch.records.close()
     return [(r.key, r.value) for part in MemoryRecords(batch.records.buffer()) for r in part]
+
+
+def keys_of(batch: ProducerBatch) -> list[bytes | None]:
+    batch.records.close()
+    records = read_record_batches(LABELS, bytes(batch.records.buffer()), NO_LIMITS)
+    return [record.key for record in records]
+
+
+@given(key=st.binary(max_size=50) | st.binary(min_size=120, max_size=200))
+def test_the_hash_of_a_key_is_that_of_kafkas_clients(key: bytes) -> None:
+    assert murmur2(key) == clients_murmur2(key) % 2**32
 
 
 @given(keys=st.lists(st.binary(), min_size=1), partitions=positive)
@@ -182,7 +203,9 @@ def test_records_of_a_batch_that_was_split_and_split_again_have_outcomes_of_thei
     fails: int,
 ) -> None:
     producer = Producer()
-    (batch,), _ = sent_by(producer, *(keyed(key) for key in (b"a", b"b", b"c", b"d")))
+    name = b"\xff".decode("utf-8", "surrogateescape")
+    messages = [ProducerRecord("labels", b"", key, [(name, None)], 0) for key in KEYS]
+    (batch,), _ = sent_by(producer, *messages)
     accumulator = producer._accumulator
     for _ in range(2):
         first = accumulator._batches[LABELS].popleft()
@@ -190,7 +213,7 @@ def test_records_of_a_batch_that_was_split_and_split_again_have_outcomes_of_thei
         accumulator.split_and_reenqueue(first)
     # Of one record, one, and two.
     parts = list(accumulator._batches[LABELS])
-    assert [len(records_of(part)) for part in parts] == [1, 1, 2]
+    assert [keys_of(part) for part in parts] == [[b"a"], [b"b"], [b"c", b"d"]]
     error = MessageSizeTooLargeError()
     for number, part in enumerate(parts):
         assert not batch.is_done

@@ -46,16 +46,24 @@ PARTS: dict[type, str] = {
         "_do_commit_offsets_async _offset_fetch_futures fetch_committed_offsets need_rejoin "
         "request_rejoin"
     ),
-    DefaultRecordBatch: "next_offset",
+    DefaultRecordBatch: (
+        "_buffer _pos base_offset compression_type first_timestamp has_producer_id "
+        "is_control_batch last_offset last_offset_delta leader_epoch magic max_timestamp "
+        "producer_id records_count timestamp_type validate_crc"
+    ),
     DefaultRecordBatchBuilder: (
         "_batch_size _buffer _first_timestamp _last_offset _max_timestamp _num_records"
     ),
     Fetcher: (
-        "PartitionRecords _paused_completed_fetches _paused_partition_records fetch_records "
+        "PartitionRecords _append _paused_completed_fetches _paused_partition_records fetch_records "
         "fetched_records send_fetches"
     ),
-    Fetcher.PartitionRecords: "_next_inline_exception _unpack_records drain take",
-    FutureProduceResult: "is_done value wait",
+    Fetcher.PartitionRecords: (
+        "_consume_aborted_transactions_up_to _contains_abort_marker _is_batch_aborted "
+        "_unpack_records aborted_producer_ids drain fetch_offset isolation_level leader_epoch "
+        "next_fetch_offset record_iterator take"
+    ),
+    FutureProduceResult: "_latch is_done value wait",
     Future: "add_both exception",
     IncompleteProducerBatches: "add",
     KafkaConnection: "broker_version_data send_request",

@@ -76,7 +76,9 @@ class TimeOfAPoll(float):
 
 def test_a_signal_to_stop_counts_also_where_it_comes_while_a_chunk_gets_its_deadline() -> None:
     settings = KafkaSettings(brokers=("127.0.0.1:1",))
-    encoder = ProducerRecordEncoder(LabelEncoder("test", "0"), "labels", "dead", "group")
+    encoder = ProducerRecordEncoder(
+        LabelEncoder("test", "0"), "labels", "dead", "group", max_bytes=2**20
+    )
     transport = KafkaTransport(settings, decode_text, encoder, TransportLimits(1000, 60))
     polled = TimeOfAPoll(time.monotonic())
     polled.stop = transport.stop_by

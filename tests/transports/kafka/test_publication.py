@@ -22,14 +22,23 @@ class Source(NamedTuple):
     offset: int
 
 
-def message(topic: str, timestamp: int | None = 1) -> ProducerRecord:
+def to(topic: str, timestamp: int | None = 1) -> ProducerRecord:
     return ProducerRecord(topic, b"", None, [], timestamp)
+
+
+def replacement(
+    source: object,  # noqa: ARG001 - what the publication knows of the refused one
+    message: ProducerRecord,
+    *,
+    too_large: bool,  # noqa: ARG001 - as above
+) -> ProducerRecord | None:
+    return None if message.topic == "dead" else to("dead", None)
 
 
 def publication(*topics: str) -> Publication:
     """Return messages to these topics, of events one after the other."""
-    messages = [(Source("chat", 0, n), message(topic)) for n, topic in enumerate(topics)]
-    return Publication(messages, lambda _: message("dead", None))
+    messages = [(Source("chat", 0, n), to(topic)) for n, topic in enumerate(topics)]
+    return Publication(messages, replacement)
 
 
 PLACES = [coordinates_of(Source("chat", 0, n)) for n in range(30)]

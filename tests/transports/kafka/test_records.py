@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,9 @@ from tests.classifications import classified
 from worker.events.encoding import LabelEncoder
 from worker.events.records import DeadLetter, ErrorKind, Event, LabelledEvent, TopicPlace
 from worker.transports.kafka import records
+from worker.transports.kafka.record_batches import Undecodable, encode_content
 from worker.transports.kafka.records import (
+    Omitted,
     Original,
     ProducerRecord,
     ProducerRecordEncoder,
@@ -23,7 +26,12 @@ from worker.transports.kafka.records import (
     record_of,
 )
 
-ENCODER = ProducerRecordEncoder(LabelEncoder("model", "digest"), "labels", "dead", "group")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ENCODER = ProducerRecordEncoder(
+    LabelEncoder("model", "digest"), "labels", "dead", "group", max_bytes=10_000
+)
 # Names of headers, ours among them: an event may have been a label or a dead letter before.
 OURS = [value for value in vars(records).values() if str(value).startswith(records.PREFIX)]
 NAMES = st.text() | st.sampled_from(OURS)
@@ -31,13 +39,16 @@ VALUES = st.none() | st.binary() | st.sampled_from([b"[0]", b'["value"]', b"[0, 
 HEADERS = st.lists(st.tuples(NAMES, VALUES), max_size=6)
 BYTES = st.none() | st.binary()
 KINDS = st.sampled_from(ErrorKind)
+SHORT_KINDS = {ErrorKind.KEY_TOO_LARGE, ErrorKind.HEADERS_TOO_LARGE}
+CARRYING_KINDS = st.sampled_from(sorted(set(ErrorKind) - SHORT_KINDS))
 
 
 def consumed(**fields: Any) -> ConsumerRecord:
     """Return a record as the client hands it out."""
     place = {"topic": "chat", "partition": 3, "offset": 2**40, "timestamp": 1700000000000}
     empty: dict[str, Any] = dict.fromkeys(ConsumerRecord._fields)
-    return ConsumerRecord(**(empty | place | fields))
+    sizes = {"serialized_header_size": len(encode_content(None, b"", fields.get("headers", [])))}
+    return ConsumerRecord(**(empty | place | sizes | fields))
 
 
 def sent(message: ProducerRecord) -> ConsumerRecord:
@@ -58,7 +69,7 @@ def labelled(source: ConsumerRecord, encoder: ProducerRecordEncoder = ENCODER) -
     return encoder.encode(source, LabelledEvent(event, classified({"joy": 0.5}, "joy")))
 
 
-@given(key=BYTES, value=BYTES, headers=HEADERS, kind=KINDS, why=st.text())
+@given(key=BYTES, value=BYTES, headers=HEADERS, kind=CARRYING_KINDS, why=st.text())
 def test_a_dead_letter_gives_its_event_back_to_the_byte(
     key: bytes | None,
     value: bytes | None,
@@ -68,6 +79,98 @@ def test_a_dead_letter_gives_its_event_back_to_the_byte(
 ) -> None:
     source = consumed(key=key, value=value, headers=headers)
     assert original_of(sent(dead(source, kind, why))) == Original("chat", value, key, headers)
+
+
+@given(key=BYTES, value=BYTES, headers=HEADERS, why=st.text())
+def test_a_dead_letter_of_what_is_too_large_says_what_its_event_had(
+    key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]], why: str
+) -> None:
+    source = consumed(key=key, value=value, headers=headers)
+    for letter in (dead(source, kind, why) for kind in SHORT_KINDS):
+        assert (letter.value, letter.key) == (b"", None)
+        assert all(name in OURS for name, _ in letter.headers)
+        original = original_of(sent(letter))
+        assert original.omitted == Omitted(
+            value=None if value is None else len(value),
+            key=None if key is None else len(key),
+            headers=source.serialized_header_size,
+            sha256=None if value is None else hashlib.sha256(value).hexdigest(),
+        )
+        assert original.topic == "chat"
+
+
+def test_what_the_brokers_refuse_is_replaced_by_less_until_nothing_is_left() -> None:
+    source = consumed(key=b"k", value=b"{}", headers=[("a", b"1")])
+    letter = ENCODER.replacement(source, labelled(source), too_large=False)
+    assert letter is not None
+    assert own_headers(letter.headers)[records.KIND] == ErrorKind.REFUSED
+    assert letter.value == b"{}"
+    short = ENCODER.replacement(source, letter, too_large=False)
+    assert short is not None
+    assert original_of(sent(short)).omitted is not None
+    assert ENCODER.replacement(source, short, too_large=False) is None
+
+
+@pytest.mark.parametrize("outcome", [dead, labelled])
+def test_a_record_larger_than_may_be_sent_is_none_of_those_that_are_encoded(
+    outcome: Callable[[ConsumerRecord], ProducerRecord],
+) -> None:
+    for size in range(9_000, 11_000, 100):
+        message = outcome(consumed(value=bytes(size), headers=[("a", bytes(size // 2))]))
+        assert len(message.content()) <= ENCODER.max_bytes
+
+
+def test_what_a_topic_does_not_take_is_not_encoded_for_it_again() -> None:
+    encoder = replace(ENCODER, _largest={})
+    source, smaller = (consumed(value=bytes(size), headers=[]) for size in (5000, 4000))
+    letter = dead(source)
+    assert (
+        encoder.encode(source, DeadLetter(record_of(source), ErrorKind.NOT_JSON, "why")) == letter
+    )
+    encoder.replacement(source, letter, too_large=True)
+    short, whole = (
+        original_of(
+            sent(encoder.encode(each, DeadLetter(record_of(each), ErrorKind.NOT_JSON, "why")))
+        )
+        for each in (source, smaller)
+    )
+    assert short.omitted is not None
+    assert whole.omitted is None
+
+
+def test_the_dead_letter_of_what_cannot_be_decoded_has_its_bytes_and_where_it_ends() -> None:
+    rest = Undecodable("chat", 3, 40, 50, b"batch", "its checksum is wrong")
+    message = dead(rest, ErrorKind.UNDECODABLE)
+    assert message.value == b"batch"
+    ours = own_headers(message.headers)
+    assert (ours[records.OFFSET], ours[records.LAST_OFFSET]) == ("40", "50")
+    assert records.TIMESTAMP not in ours
+
+
+@pytest.mark.parametrize("timestamp", [-1, -5, -(2**63)])
+def test_a_time_before_all_times_is_told_in_a_header(timestamp: int) -> None:
+    message = labelled(consumed(headers=[], timestamp=timestamp))
+    assert message.timestamp is None
+    assert message.headers[-1] == (records.TIMESTAMP, b"%d" % timestamp)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (records.NULLS, b"[" * 100_000),
+        (records.NULLS, b"{}"),
+        (records.NULLS, b"[[]]"),
+        (records.OMITTED, b"[]"),
+        (records.OMITTED, b'{"value": "x"}'),
+        (records.OMITTED, b'{"value": "x", "key": 1, "headers": 1, "sha256": "a"}'),
+    ],
+)
+def test_headers_that_somebody_else_has_written_are_an_error_that_is_expected(
+    name: str, value: bytes
+) -> None:
+    letter = dead(consumed(value=b"{", headers=[]))
+    with pytest.raises((ValueError, TypeError)):
+        original_of(sent(letter._replace(headers=[*letter.headers, (name, value)])))
 
 
 @given(key=BYTES, value=BYTES, headers=HEADERS)
@@ -100,7 +203,7 @@ def test_what_is_sent_is_what_the_client_can_send(
     source = consumed(key=key, value=value, headers=headers)
     for message in (dead(source), labelled(source)):
         assert isinstance(message.value, bytes)
-        assert all(isinstance(content, bytes) for _, content in message.headers)
+        assert message.content()
 
 
 def test_a_dead_letter_without_nulls_says_nothing_of_them() -> None:
@@ -120,8 +223,9 @@ def test_a_label_carries_the_headers_of_its_event_and_then_ours(
     message = labelled(consumed(key=b"key", value=b"{}", headers=headers))
     assert message.topic == "labels"
     assert message.key == b"key"
-    assert message.headers[: len(headers)] == [(name, value or b"") for name, value in headers]
-    assert dict(message.headers[len(headers) :]) == {
+    passed = [header for header in headers if not header[0].startswith(records.PREFIX)]
+    assert message.headers[: len(passed)] == passed
+    assert dict(message.headers[len(passed) :]) == {
         records.TOPIC: b"chat",
         records.PARTITION: b"3",
         records.OFFSET: str(2**40).encode(),

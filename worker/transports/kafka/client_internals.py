@@ -10,20 +10,31 @@ names need no reason of their own here, and the linter's rule for them is off.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+import time
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from kafka import errors as kafka_errors
 from kafka.cluster import collect_hosts
-from kafka.consumer.fetcher import Fetcher
+from kafka.consumer.fetcher import ConsumerRecord, Fetcher
 from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.producer.producer_batch import ProducerBatch
+from kafka.producer.record_accumulator import RecordAccumulator
+from kafka.protocol.consumer.offsets import IsolationLevel
 from kafka.protocol.metadata import MetadataRequest
-from kafka.record import MemoryRecordsBuilder
+from kafka.record import MemoryRecords, MemoryRecordsBuilder
 from kafka.serializer import Serializer
 
+from worker.transports.kafka.decompression import decompress
 from worker.transports.kafka.durations import in_ms
+from worker.transports.kafka.record_batches import (
+    RecordBatchError,
+    Undecodable,
+    read_records,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +46,10 @@ if TYPE_CHECKING:
 
 # The message format of Kafka since 0.11, the only one that has headers.
 _MAGIC: Final = 2
+# What a poll returns at most, but for its last record: no more is ever held and worked on at once.
+_CHUNK_BYTES: Final = 16 * 2**20
+# What Python needs for a header beside its bytes.
+_HEADER_OBJECT_BYTES: Final = 200
 
 
 # Clients
@@ -75,20 +90,122 @@ def close_connections(consumer: KafkaConsumer) -> None:
 # Reading
 
 
-class _RepeatingRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka-python has no types
-    """Records of a fetch that raise again at what cannot be decoded.
+class ReadingLimits(NamedTuple):
+    """How large a record batch may become when it is decompressed, and the headers of a record."""
 
-    The client's own would be empty from then on, and its poll would never return.
+    batch_bytes: int
+    header_bytes: int
+
+
+class _SafeRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka-python has no types
+    """Records of a fetch, read by `record_batches`.
+
+    The client's own take some numbers for others than brokers do, decompress a batch whatever comes
+    of it, and raise at what they cannot decode, with which all behind it is lost to them.
     """
 
+    limits: ReadingLimits
+    room = _CHUNK_BYTES
+    """How many bytes may still be taken; the last record may exceed that."""
+    next_fetch_offset: int
+
     def take(self, n: int | None = None) -> list[Any]:
-        """Return the next records."""
+        """Return the next records, at most `n`, and no more than there is room for."""
+        records = []
         try:
-            records: list[Any] = super().take(n)
-        except Exception as error:
-            self._next_inline_exception = error
+            for record in islice(self.record_iterator, n):
+                records.append(record)
+                if self.room <= 0:
+                    break
+        except Exception:
+            # The client would wait for ever for what comes of these records.
+            self.drain()
             raise
         return records
+
+    def _unpack_records(self, tp: TopicPartition, batches: Any, *_: object) -> Iterator[Any]:  # noqa: ANN401 - kafka-python has no types
+        while (batch := batches.next_batch()) is not None:
+            raw = batch._buffer
+            last = batch.base_offset
+            if batch.magic == _MAGIC:
+                last = max(last, batch.last_offset)
+            try:
+                yield from self._records_of(tp, batch)
+            except Exception as error:  # noqa: BLE001 - the bytes of others can break a reader in any way
+                reason = str(error) if isinstance(error, RecordBatchError) else "its form is wrong"
+                offset = max(batch.base_offset, self.fetch_offset, self.next_fetch_offset)
+                if offset <= last:
+                    self.room -= len(raw)
+                    yield Undecodable(tp.topic, tp.partition, offset, last, bytes(raw), reason)
+            self.next_fetch_offset = last + 1
+        self.drain()
+
+    def _records_of(self, tp: TopicPartition, batch: Any) -> Iterator[ConsumerRecord]:  # noqa: ANN401 - kafka-python has no types
+        if not batch.validate_crc():
+            raise RecordBatchError("its checksum is wrong")
+        if batch.magic < _MAGIC:
+            for old in batch:
+                yield self._record(tp, old, old.offset, old.timestamp)
+            return
+        self.leader_epoch = batch.leader_epoch
+        if self._hides(batch):
+            return
+        data, problem = bytes(batch._buffer[batch._pos :]), None
+        if codec := batch.compression_type:
+            data, problem = decompress(codec, data, self.limits.batch_bytes)
+        records = read_records(
+            data,
+            batch.records_count,
+            batch.last_offset_delta,
+            self.fetch_offset - batch.base_offset,
+            self.limits.header_bytes,
+        )
+        try:
+            for record in records:
+                time = wrapped(batch.first_timestamp + record.timestamp_delta)
+                if batch.timestamp_type == batch.LOG_APPEND_TIME:
+                    time = batch.max_timestamp
+                yield self._record(tp, record, batch.base_offset + record.offset_delta, time)
+        except RecordBatchError as error:
+            raise RecordBatchError(problem or str(error)) from None
+
+    def _record(
+        self,
+        tp: TopicPartition,
+        record: Any,  # noqa: ANN401 - kafka-python has no types
+        offset: int,
+        timestamp: int | None,
+    ) -> ConsumerRecord:
+        self.next_fetch_offset = offset + 1
+        key_size = -1 if record.key is None else len(record.key)
+        value_size = -1 if record.value is None else len(record.value)
+        header_size = record.size_in_bytes - max(0, key_size) - max(0, value_size)
+        self.room -= record.size_in_bytes + _HEADER_OBJECT_BYTES * len(record.headers)
+        return ConsumerRecord(
+            tp.topic,
+            tp.partition,
+            self.leader_epoch,
+            offset,
+            -1 if timestamp is None else timestamp,
+            None,
+            record.key,
+            record.value,
+            record.headers,
+            None,
+            key_size,
+            value_size,
+            header_size,
+        )
+
+    def _hides(self, batch: Any) -> bool:  # noqa: ANN401 - kafka-python has no types
+        """Return whether a batch marks the end of a transaction, or is of one that was aborted."""
+        if self.isolation_level == IsolationLevel.READ_COMMITTED and batch.has_producer_id():
+            self._consume_aborted_transactions_up_to(batch.last_offset)
+            if self._contains_abort_marker(batch):
+                self.aborted_producer_ids.discard(batch.producer_id)
+            elif self._is_batch_aborted(batch):
+                return True
+        return bool(batch.is_control_batch)
 
 
 class _PatientFetcher(Fetcher):  # type: ignore[misc]  # kafka-python has no types
@@ -98,7 +215,29 @@ class _PatientFetcher(Fetcher):  # type: ignore[misc]  # kafka-python has no typ
     then, and grows old while those records are labelled.
     """
 
-    PartitionRecords = _RepeatingRecords
+    room = 0
+
+    def fetched_records(
+        self,
+        max_records: int | None = None,
+        update_offsets: bool = True,  # noqa: FBT001, FBT002 - the client's signature
+    ) -> Any:  # noqa: ANN401 - kafka-python has no types
+        """Return records that are here, by partition, and whether there are more."""
+        self.room = _CHUNK_BYTES
+        return super().fetched_records(max_records, update_offsets)
+
+    def _append(
+        self,
+        drained: dict[TopicPartition, list[Any]],
+        part: _SafeRecords,
+        max_records: int,
+        update_offsets: bool,  # noqa: FBT001 - the client's signature
+    ) -> int:
+        """Add records of a partition, and return how many of `max_records` are used up by them."""
+        part.room = self.room
+        added: int = super()._append(drained, part, max_records, update_offsets)
+        self.room = part.room
+        return added if self.room > 0 else max_records
 
     def fetch_records(
         self,
@@ -113,12 +252,34 @@ class _PatientFetcher(Fetcher):  # type: ignore[misc]  # kafka-python has no typ
         return super().fetch_records(max_records, update_offsets, timeout_ms)
 
 
-def fetch_only_when_asked(consumer: KafkaConsumer) -> None:
+def fetch_with_care(consumer: KafkaConsumer, limits: ReadingLimits) -> None:
     """Let a consumer fetch only in `fetch_ahead` and in polls that find nothing here.
 
-    From then on its polls also raise again at what they cannot decode, each time.
+    From then on each poll returns so many bytes of records at most that they can be held, and what
+    cannot be decoded is an `Undecodable` among the records.
     """
     consumer._fetcher.__class__ = _PatientFetcher
+    consumer._fetcher.PartitionRecords = _safe_records(limits)
+
+
+def read_record_batches(
+    partition: TopicPartition, data: bytes, limits: ReadingLimits
+) -> list[ConsumerRecord | Undecodable]:
+    """Return the records of batches as a consumer that fetches with care reads them."""
+    records = _safe_records(limits)(0, partition, MemoryRecords(data))
+    read: list[ConsumerRecord | Undecodable] = []
+    while records.record_iterator is not None:
+        records.room = _CHUNK_BYTES
+        read += records.take()
+    return read
+
+
+def _safe_records(limits: ReadingLimits) -> type[_SafeRecords]:
+    class Records(_SafeRecords):
+        pass
+
+    Records.limits = limits
+    return Records
 
 
 def fetch_ahead(consumer: KafkaConsumer) -> None:
@@ -134,24 +295,6 @@ def forget_paused_records(consumer: KafkaConsumer) -> None:
     """
     consumer._fetcher._paused_completed_fetches.clear()
     consumer._fetcher._paused_partition_records.clear()
-
-
-def read_ends_of_batches(consumer: KafkaConsumer) -> list[int]:
-    """Let a consumer read no records, but only where the record batches of its fetches end.
-
-    Returns a list, to which the polls add the offset behind each record batch. In public the client
-    decodes all that it reads, and fails at a record batch that it cannot decode.
-    """
-    ends: list[int] = []
-
-    class Ends(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka-python has no types
-        def _unpack_records(self, _: TopicPartition, batches: Any, *__: object) -> Iterator[Any]:  # noqa: ANN401 - kafka-python has no types
-            ends.extend(batch.next_offset for batch in batches)
-            self.drain()
-            yield from ()
-
-    consumer._fetcher.PartitionRecords = Ends
-    return ends
 
 
 # The group
@@ -207,7 +350,11 @@ def partitions_with_leader(producer: KafkaProducer, topic: str) -> set[int]:
 
 def record_batch(producer: KafkaProducer) -> MemoryRecordsBuilder:
     """Return an empty record batch of the size and the compression of a producer."""
-    config = producer._accumulator.config
+    return _record_batch(producer._accumulator)
+
+
+def _record_batch(accumulator: RecordAccumulator) -> MemoryRecordsBuilder:
+    config = accumulator.config
     return MemoryRecordsBuilder(_MAGIC, config["compression_attrs"], config["batch_size"])
 
 
@@ -240,24 +387,64 @@ def add_to_transaction(producer: KafkaProducer, partition: TopicPartition) -> No
         manager.maybe_add_partition_to_transaction(partition)
 
 
-def append_record_batch(
-    producer: KafkaProducer,
-    partition: TopicPartition,
-    batch: MemoryRecordsBuilder,
-    futures_of: Callable[[Any], Any],
-) -> Any:  # noqa: ANN401 - kafka-python has no types
-    """Append a record batch to those that wait to be sent to a partition; `wake` sends them.
+class SentRecords(Protocol):
+    """What `producer_batch` takes for the futures of a batch's records; it sets the `result`."""
 
-    `futures_of` is called with the future of the whole batch, and returns what is to the client the
-    list of the futures of its records. That is returned.
-    """
-    accumulator = producer._accumulator
+    result: Any
+
+    def split(
+        self, partition: TopicPartition, new_batch: Callable[[], MemoryRecordsBuilder]
+    ) -> Sequence[ProducerBatch]:
+        """Return batches that take the place of this one."""
+
+
+def producer_batch(
+    partition: TopicPartition, batch: MemoryRecordsBuilder, sent: SentRecords
+) -> ProducerBatch:
+    """Return what the client sends and waits for: a record batch to a partition."""
     waiting = ProducerBatch(partition, batch)
-    waiting._record_futures = futures = futures_of(waiting.produce_future)
-    with accumulator._tp_lock(partition):
-        accumulator._batches[partition].append(waiting)
+    waiting._record_futures = sent
+    sent.result = waiting.produce_future
+    return waiting
+
+
+def append_batch(producer: KafkaProducer, waiting: ProducerBatch) -> None:
+    """Append a batch to those that wait to be sent; `wake` sends them."""
+    accumulator = producer._accumulator
+    with accumulator._tp_lock(waiting.topic_partition):
+        accumulator._batches[waiting.topic_partition].append(waiting)
         accumulator._incomplete.add(waiting)
-    return futures
+
+
+class _SplittingAccumulator(RecordAccumulator):  # type: ignore[misc]  # kafka-python has no types
+    """Splits a batch that the broker finds too large without reading its records back.
+
+    The client's own does, and fails at names of headers that are not UTF-8.
+    """
+
+    def split_and_reenqueue(self, batch: ProducerBatch, now: float | None = None) -> int:
+        """Put smaller batches in the place of one, and return how many."""
+        if isinstance(batch._record_futures, list):
+            return int(super().split_and_reenqueue(batch, now))
+        partition = batch.topic_partition
+        if self._transaction_manager and batch.has_sequence:
+            # The broker has taken none of the numbers, so the new ones begin there.
+            self._transaction_manager.set_sequence_number(partition, batch.base_sequence)
+        parts = batch._record_futures.split(partition, lambda: _record_batch(self))
+        with self._tp_lock(partition):
+            for part in reversed(parts):
+                part.created, part.attempts = batch.created, batch.attempts
+                part.last_attempt = time.monotonic() if now is None else now
+                self._batches[partition].appendleft(part)
+                self._incomplete.add(part)
+        # Who waits for the batch itself is to look anew.
+        batch.produce_future._latch.set()
+        return len(parts)
+
+
+def split_with_care(producer: KafkaProducer) -> None:
+    """Let a producer split the batches of `producer_batch` by what these say."""
+    producer._accumulator.__class__ = _SplittingAccumulator
 
 
 def errors_of(result: Any) -> Callable[[int], Exception] | None:  # noqa: ANN401 - kafka-python has no types
@@ -290,6 +477,16 @@ class _Content(NamedTuple):
 
     value: bytes | None
     nulls: tuple[int, ...]
+
+
+class _Name(str):
+    """The name of a header, which the client encodes, as `record_batches` has decoded it."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", _: str = "strict") -> bytes:
+        """Return the bytes of which the name was made."""
+        return super().encode(encoding, "surrogateescape")
 
 
 class _Headers(list[tuple[str, bytes]]):
@@ -337,7 +534,7 @@ def send_with_nulls(  # noqa: PLR0913 - the fields of a record, as the client ta
         topic,
         _Content(value, nulls),
         key=key,
-        headers=_Headers((name, content or b"") for name, content in headers),
+        headers=_Headers((_Name(name), content or b"") for name, content in headers),
         partition=partition,
     )
 

@@ -18,10 +18,12 @@ from kafka.structs import MemberState
 
 from worker.errors import ConfigurationError, WorkerError
 from worker.transports.kafka.client_internals import (
+    ReadingLimits,
     create_client,
-    fetch_only_when_asked,
+    fetch_with_care,
     forget_paused_records,
     rejoin_where_forgotten,
+    split_with_care,
 )
 from worker.transports.kafka.durations import in_ms
 
@@ -84,8 +86,14 @@ def explained_kafka_errors() -> Iterator[None]:
         raise WorkerError(sentence(error), "`worker check` says more") from None
 
 
-def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa: ANN401 - options of the client, of many types
+def new_consumer(
+    settings: KafkaSettings,
+    more_header_bytes: int = 0,
+    **more: Any,  # noqa: ANN401 - options of the client, of many types
+) -> KafkaConsumer:
     """Return a consumer of the group; it has not joined yet.
+
+    It leaves headers out that are longer than those of an event may be, and by so much more.
 
     Raises:
         KafkaError: the brokers do not answer, or refuse.
@@ -117,7 +125,8 @@ def new_consumer(settings: KafkaSettings, **more: Any) -> KafkaConsumer:  # noqa
             | more
         ),
     )
-    fetch_only_when_asked(consumer)
+    limits = ReadingLimits(settings.max_batch_bytes, settings.max_header_bytes + more_header_bytes)
+    fetch_with_care(consumer, limits)
     return consumer
 
 
@@ -128,7 +137,7 @@ def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa
         KafkaError: the brokers do not answer, or refuse.
 
     """
-    return create_client(
+    producer = create_client(
         KafkaProducer,
         **(
             client_options(settings)
@@ -150,6 +159,8 @@ def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa
             | more
         ),
     )
+    split_with_care(producer)
+    return producer
 
 
 def new_admin(settings: KafkaSettings) -> KafkaAdminClient:

@@ -109,8 +109,12 @@ class GroupMember:
 
     def see_lag(self, partition: TopicPartition, position: int) -> None:
         """Take note of the lag by what the last answer of the broker said of the partition's end."""
-        highwater = self.consumer.highwater(partition) or position
-        self._report.lag = {**self._report.lag, partition: highwater - position}
+        end = self.end_seen(partition) or position
+        self._report.lag = {**self._report.lag, partition: end - position}
+
+    def end_seen(self, partition: TopicPartition) -> int:
+        """Return where a partition ended when its records were fetched; 0 if none were."""
+        return self.consumer.highwater(partition) or 0
 
     def look_at_positions(self) -> dict[TopicPartition, int]:
         """Return the positions of all assigned partitions, and ask the brokers for the lag.
@@ -126,15 +130,6 @@ class GroupMember:
         ]
         ends = self.consumer.end_offsets(list(asked), timeout_ms=in_ms(CALL_SECONDS))
         self._report.lag = {p: max(0, ends[p] - position) for p, position in positions.items()}
-        return positions
-
-    def last_positions(self) -> dict[TopicPartition, int | None]:
-        """Return where the partitions of a consumer stand that may be broken, as far as it knows."""
-        positions: dict[TopicPartition, int | None] = {}
-        if self._consumer is not None:
-            for partition in self._consumer.assignment():
-                with suppress(kafka_errors.KafkaError):
-                    positions[partition] = self._consumer.position(partition, timeout_ms=1000)
         return positions
 
     def drop(self, timeout: float) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from worker.transports.base import ChunkAbandonedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from kafka.consumer.fetcher import ConsumerRecord
 
@@ -30,12 +30,26 @@ class RefusedError(Exception):
         suspects: Collection[Coordinates] = (),
         *,
         timestamp: bool = False,
+        too_large: bool = False,
     ) -> None:
-        """Name culprits or suspects; with `timestamp`, only the timestamps of culprits are refused."""
+        """Name culprits or suspects.
+
+        With `timestamp`, only the timestamps of culprits are refused; with `too_large`, their sizes.
+        """
         super().__init__()
         self.culprits = culprits
         self.suspects = suspects
         self.timestamp = timestamp
+        self.too_large = too_large
+
+
+class Replacement(Protocol):
+    """Finds what takes the place of a record that the brokers refuse, if anything can."""
+
+    def __call__(
+        self, source: ConsumerRecord, message: ProducerRecord, *, too_large: bool
+    ) -> ProducerRecord | None:
+        """Return it; `too_large` says whether the size is refused."""
 
 
 class Publication:
@@ -44,19 +58,16 @@ class Publication:
     def __init__(
         self,
         messages: Sequence[tuple[ConsumerRecord, ProducerRecord]],
-        dead_letter: Callable[[ConsumerRecord], ProducerRecord],
+        replacement: Replacement,
     ) -> None:
-        """Keep pairs of an event and what it becomes.
-
-        `dead_letter` returns the dead letter of an event whose label is refused.
-        """
+        """Keep pairs of an event and what it becomes, and what finds the replacement of a refused one."""
         self.messages = {coordinates_of(source): message for source, message in messages}
         self.refused = 0
         # When the brokers had acknowledged all of them, by the monotonic clock.
         self.acknowledged = 0.0
         self._suspects: set[Coordinates] = set()
         self._sources = {coordinates_of(source): source for source, _ in messages}
-        self._dead_letter = dead_letter
+        self._replacement = replacement
 
     def parts(
         self, dead_letter_topic: str, acknowledged: Collection[Coordinates] = ()
@@ -89,29 +100,30 @@ class Publication:
         """
         self._suspects = set(refusal.suspects)
         for coordinates in refusal.culprits:
-            self._replace(coordinates, timestamp=refusal.timestamp)
+            self._replace(coordinates, refusal)
 
-    def _replace(self, coordinates: Coordinates, *, timestamp: bool) -> None:
+    def _replace(self, coordinates: Coordinates, refusal: RefusedError) -> None:
         message = self.messages[coordinates]
-        if timestamp and message.timestamp is not None:
+        if refusal.timestamp and message.timestamp is not None:
             self.messages[coordinates] = message.with_timestamp_as_header()
             return
-        letter = self._dead_letter(self._sources[coordinates])
-        if message.topic == letter.topic:
+        source = self._sources[coordinates]
+        letter = self._replacement(source, message, too_large=refusal.too_large)
+        if letter is None:
             raise ChunkAbandonedError(
                 "the dead-letter topic refuses a record; see max.message.bytes"
             )
         self.messages[coordinates] = letter
-        self.refused += 1
+        self.refused += message.topic != letter.topic
 
 
 def nothing() -> Publication:
     """Return a publication without records, for a commit of positions alone."""
 
-    def dead_letter(_: ConsumerRecord) -> ProducerRecord:
+    def replacement(*_: object, **__: object) -> None:
         raise AssertionError("there is no record that could be refused")
 
-    return Publication([], dead_letter)
+    return Publication([], replacement)
 
 
 def coordinates_of(source: ConsumerRecord) -> Coordinates:

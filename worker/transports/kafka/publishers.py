@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 
     Positions: TypeAlias = Mapping[TopicPartition, OffsetAndMetadata]
 
-# The broker, or the client's own size check, will never take a record that fails with these.
+# The client splits a batch that fails with these, down to a single record.
+_TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+# The broker will never take a record that fails with these.
 _REFUSALS: Final = (
-    kafka_errors.MessageSizeTooLargeError,
-    kafka_errors.RecordListTooLargeError,
     kafka_errors.InvalidRecordError,
     kafka_errors.InvalidTimestampError,
     kafka_errors.PolicyViolationError,
@@ -435,8 +435,9 @@ def _send_all(
 def _raise_failures(sent: Sequence[SentRecordBatch], too_large: Sequence[Coordinates]) -> None:
     failed = failures(sent)
     refused = {source: error for source, error in failed.items() if isinstance(error, _REFUSALS)}
+    too_large = [*too_large, *(s for s, error in failed.items() if isinstance(error, _TOO_LARGE))]
     if too_large:
-        raise RefusedError(too_large)
+        raise RefusedError(too_large, too_large=True)
     if len(refused) == 1:
         (error,) = refused.values()
         timestamp = isinstance(error, kafka_errors.InvalidTimestampError)

@@ -38,9 +38,10 @@ from worker.transports.kafka.positions import (
 )
 from worker.transports.kafka.publication import Publication
 from worker.transports.kafka.publishers import AtLeastOnce, ExactlyOnce, commit_alone
+from worker.transports.kafka.record_batches import Undecodable
 from worker.transports.kafka.records import record_of
 from worker.transports.kafka.stalls import StallDetector
-from worker.transports.kafka.undecodable import UNREADABLE, refuse_undecodable
+from worker.transports.kafka.undecodable import UndecodableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
     from worker.events.decoding import Decoder
-    from worker.events.records import Item, Outcome
+    from worker.events.records import Item, Outcome, Record
     from worker.settings.schema import KafkaSettings
     from worker.transports.kafka.marks import Records
     from worker.transports.kafka.member import Polled
@@ -138,7 +139,7 @@ class KafkaTransport:
         self.report = TransportReport()
         self._state = State.AWAY
         self._settings = settings
-        self._decode = partial(_item, decode=decode, max_bytes=limits.max_bytes)
+        self._decode = partial(_item, decode, limits.max_bytes, settings)
         self._encoder = encoder
         self._member = GroupMember(settings, self.report)
         self._publisher: Publisher = (
@@ -198,7 +199,7 @@ class KafkaTransport:
                 for source, outcome in zip(chunk.sources, outcomes, strict=True)
                 if not isinstance(outcome, Skipped)
             ],
-            self._encoder.refused,
+            self._encoder.replacement,
         )
         started = time.monotonic()
         self._deadline.begin(chunk.polled + self._settings.deadline_seconds)
@@ -278,10 +279,7 @@ class KafkaTransport:
             return KafkaChunk()
         except (WorkerError, _MoveError):
             raise
-        except Exception as error:  # noqa: BLE001 - a record batch can break the client in any way
-            # After such an error the client would never return from its next poll.
-            if not isinstance(error, kafka_errors.KafkaError) or isinstance(error, UNREADABLE):
-                self._look_for_undecodable()
+        except Exception as error:  # noqa: BLE001 - the client must break in no way that ends the worker
             self._retries.report(sentence(error))
             self._disconnect()
             self._retries.pause()
@@ -339,7 +337,7 @@ class KafkaTransport:
         return self._chunk(polled)
 
     def _chunk(self, polled: Polled) -> KafkaChunk:
-        records, deadly = self._begin(polled.records, polled.group)
+        records, deadly = self._begin(self._decodable(polled.records), polled.group)
         sources = [source for part in records.values() for source in part]
         positions = {}
         for partition in records:
@@ -355,6 +353,30 @@ class KafkaTransport:
             items = [self._decode(source) for source in sources]
         self.report.decode_seconds += time.monotonic() - started
         return KafkaChunk(items, sources, positions, polled.group, polled.at)
+
+    def _decodable(self, records: Records) -> Records:
+        """Return the records before those at which the worker must stop.
+
+        Raises:
+            UndecodableError: a partition stands in front of such records.
+
+        """
+        before = {}
+        for partition, part in records.items():
+            stop = next((index for index, each in enumerate(part) if self._stops_at(each)), None)
+            if stop == 0:
+                raise UndecodableError(part[0])
+            if stop is not None:
+                self._member.consumer.seek(partition, part[stop].offset)
+            before[partition] = part[:stop]
+        return before
+
+    def _stops_at(self, record: ConsumerRecord | Undecodable) -> bool:
+        if not isinstance(record, Undecodable):
+            return False
+        # A header that is damaged itself may name any offset as the last.
+        beyond = record.last_offset >= self._member.end_seen(TopicPartition(*record[:2]))
+        return beyond or self._settings.undecodable == "stop"
 
     def _begin(self, records: Records, group: ConsumerGroupMetadata) -> tuple[Records, bool]:
         """Note with the brokers that work begins here, so that deaths can be counted.
@@ -433,24 +455,22 @@ class KafkaTransport:
         self._deadline.begin(time.monotonic() + CALL_SECONDS)
         commit_alone(self._publisher, offsets, group, self._deadline)
 
-    def _look_for_undecodable(self) -> None:
-        """Find out whether the client failed at a record batch that it cannot decode.
 
-        Raises:
-            UndecodableError: it did.
-
-        """
-        positions = self._member.last_positions()
-        self._member.drop(CALL_SECONDS)
-        with suppress(kafka_errors.KafkaError):
-            refuse_undecodable(self._settings, positions)
-
-
-def _item(source: ConsumerRecord, *, decode: Decoder, max_bytes: int) -> Item:
+def _item(
+    decode: Decoder, max_bytes: int, settings: KafkaSettings, source: ConsumerRecord | Undecodable
+) -> Item:
     record = record_of(source)
-    if source.value is None:
-        return Skipped(record)
-    if len(source.value) > max_bytes:
-        reason = f"the record is longer than {max_bytes} bytes"
-        return DeadLetter(record, ErrorKind.TOO_LARGE, reason)
-    return decode(record)
+    if isinstance(source, Undecodable):
+        return DeadLetter(record, ErrorKind.UNDECODABLE, source.reason)
+    if source.serialized_value_size > max_bytes:
+        return _too_large(record, ErrorKind.TOO_LARGE, "record is", max_bytes)
+    if source.serialized_key_size > settings.max_key_bytes:
+        return _too_large(record, ErrorKind.KEY_TOO_LARGE, "key is", settings.max_key_bytes)
+    if source.serialized_header_size > settings.max_header_bytes:
+        most = settings.max_header_bytes
+        return _too_large(record, ErrorKind.HEADERS_TOO_LARGE, "headers are", most)
+    return Skipped(record) if source.value is None else decode(record)
+
+
+def _too_large(record: Record, kind: ErrorKind, what: str, limit: int) -> DeadLetter:
+    return DeadLetter(record, kind, f"the {what} longer than {limit} bytes")

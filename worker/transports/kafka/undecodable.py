@@ -1,117 +1,60 @@
-"""Record batches that the client cannot decode: a wrong checksum, codec or header.
-
-A consumer that has met one reads nothing else from then on, so each look at a partition takes a
-consumer of its own.
-"""
+"""Record batches that cannot be decoded: what a worker says that must not go past one by itself."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from kafka import errors as kafka_errors
 
 from worker.errors import WorkerError
-from worker.transports.kafka.client_internals import read_ends_of_batches
 from worker.transports.kafka.clients import new_consumer
+from worker.transports.kafka.durations import in_ms
+from worker.transports.kafka.record_batches import Undecodable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from kafka import TopicPartition
 
     from worker.settings.schema import KafkaSettings
 
-# The client raises these for such a record batch, but others may come of one as well.
-UNREADABLE: Final = (kafka_errors.UnsupportedCodecError, kafka_errors.CorruptRecordError)
-_SECONDS_FOR_A_RECORD: Final = 5.0
-
 
 class UndecodableError(WorkerError):
-    """A record batch that the client cannot read; the worker must not go past it by itself."""
+    """A record batch that cannot be decoded; the worker must not go past it by itself."""
 
-    def __init__(self, topic: str, partition: int, offset: int) -> None:
+    def __init__(self, rest: Undecodable) -> None:
         """Say where the record batch is, and how a person goes past it."""
         super().__init__(
-            f"the batch at offset {offset} of partition {partition} of {topic} cannot be decoded",
-            "look at it with other tools; to go past it, stop all workers of the group and run: "
-            f"worker dead-letters skip {topic} {partition} {offset}",
+            f"the batch at offset {rest.offset} of partition {rest.partition} of {rest.topic} cannot "
+            f"be decoded: {rest.reason}",
+            'look at it with other tools; kafka.undecodable = "dead-letter" lets workers go past '
+            "such batches; to go past this one alone, stop all workers of the group and run: "
+            f"worker dead-letters skip {rest.topic} {rest.partition} {rest.offset}",
         )
 
 
-def refuse_undecodable(
-    settings: KafkaSettings, positions: Mapping[TopicPartition, int | None]
-) -> None:
-    """Read each partition by itself from where it stands; a position that is not known is passed over.
-
-    Raises:
-        UndecodableError: a partition cannot be read from there.
-        KafkaError: the brokers do not answer, or refuse.
-
-    """
-    for partition, position in positions.items():
-        if position is not None and not readable(settings, partition, position):
-            raise UndecodableError(partition.topic, partition.partition, position)
-
-
-def readable(settings: KafkaSettings, partition: TopicPartition, offset: int) -> bool:
-    """Return whether the client can decode what comes at an offset, or nothing comes there.
+def undecodable_at(
+    settings: KafkaSettings, partition: TopicPartition, offset: int
+) -> list[Undecodable]:
+    """Return what cannot be decoded from an offset on, up to the first record that can.
 
     Raises:
         KafkaError: the brokers do not answer, or refuse.
 
     """
+    found: list[Undecodable] = []
     consumer = new_consumer(settings, group_id=None, max_poll_records=1)
     try:
         consumer.assign([partition])
         consumer.seek(partition, offset)
-        ends = time.monotonic() + _SECONDS_FOR_A_RECORD
         last = consumer.end_offsets([partition])[partition]
-        while consumer.position(partition) < last and time.monotonic() < ends:
-            if consumer.poll(timeout_ms=200):
-                break
-    except UNREADABLE:
-        return False
-    except kafka_errors.KafkaError:
-        raise
-    except Exception:  # noqa: BLE001 - a record batch can break the client in any way
-        return False
-    finally:
-        consumer.close()
-    return True
-
-
-def end_of_undecodable(settings: KafkaSettings, partition: TopicPartition, offset: int) -> int:
-    """Return the first offset after one that can be decoded, or the end of the partition.
-
-    Raises:
-        KafkaError: the brokers do not answer.
-
-    """
-    consumer = new_consumer(settings, group_id=None)
-    try:
-        last: int = consumer.end_offsets([partition])[partition]
-    finally:
-        consumer.close()
-    end = offset
-    # What lies between two such record batches must not be passed over: each is looked at.
-    while end == offset or (end < last and not readable(settings, partition, end)):
-        end = _end_of_batch(settings, partition, end)
-    return end
-
-
-def _end_of_batch(settings: KafkaSettings, partition: TopicPartition, offset: int) -> int:
-    """Return the offset behind a record batch, which its header has."""
-    consumer = new_consumer(settings, group_id=None)
-    ends = read_ends_of_batches(consumer)
-    try:
-        consumer.assign([partition])
-        consumer.seek(partition, offset)
-        gives_up = time.monotonic() + _SECONDS_FOR_A_RECORD
-        while not ends:
+        gives_up = time.monotonic() + settings.deadline_seconds
+        while consumer.position(partition, timeout_ms=in_ms(settings.deadline_seconds)) < last:
             if time.monotonic() > gives_up:
                 raise kafka_errors.KafkaTimeoutError
-            consumer.poll(timeout_ms=200)
+            for record in consumer.poll(timeout_ms=200).get(partition, ()):
+                if not isinstance(record, Undecodable):
+                    return found
+                found.append(record)
     finally:
         consumer.close()
-    return ends[0]
+    return found
