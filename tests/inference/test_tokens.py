@@ -6,13 +6,31 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import NFC, BertNormalizer, Replace, Sequence
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from worker.inference.tokens import TextTokenizer, cut_batches
+from tests.conftest import sign
+from worker.errors import EngineError
+from worker.inference.artifact import TOKENIZER_FILE, load_artifact
+from worker.inference.tokens import TextTokenizer, cut_batches, margin_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from worker.inference.artifact import Artifact
+
+
+@pytest.fixture(scope="session")
+def whole_tokenizer(artifact: Artifact) -> Tokenizer:
+    """Return the tokenizer itself, which reads every text to its end."""
+    tokenizer: Tokenizer = Tokenizer.from_file(str(artifact.folder / TOKENIZER_FILE))
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +51,86 @@ def test_tokens_do_not_depend_on_the_other_texts(
     tokenizer: TextTokenizer, texts: list[str]
 ) -> None:
     assert tokenizer.encode(texts) == [tokenizer.encode([text])[0] for text in texts]
+
+
+PIECES = st.one_of(
+    st.sampled_from(
+        ["gg", "unbelievable", "!?", " ", "\n", "é", "e\u0301\u0302", "中文", "[SEP]", "[SE", "P]"]
+    ),
+    st.sampled_from(["😂", "👩\u200d👩\u200d👧", "🏻", "©", "\u200b", "\0", "ß", "İ", "\ufb01"]),
+    st.text(max_size=5),
+    st.builds(str.__mul__, st.text(max_size=2), st.integers(0, 9000)),
+)
+
+
+@settings(max_examples=200)
+@given(pieces=st.lists(PIECES, max_size=8), times=st.integers(1, 3000))
+def test_a_long_text_has_the_tokens_that_it_has_as_a_whole(
+    tokenizer: TextTokenizer, whole_tokenizer: Tokenizer, pieces: list[str], times: int
+) -> None:
+    unit = "".join(pieces)
+    text = unit * min(times, 40_000 // max(1, len(unit)))
+    ids = whole_tokenizer.encode(text).ids
+    limit = 256
+    expected = (ids, False) if len(ids) <= limit else ([*ids[: limit - 1], ids[-1]], True)
+    assert tokenizer.encode([text, "short", text]) == [
+        expected,
+        tokenizer.encode(["short"])[0],
+        expected,
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: setattr(t, "pre_tokenizer", WhitespaceSplit()),
+        lambda t: setattr(t, "normalizer", Replace(Regex(" +"), " ")),
+        lambda t: setattr(t, "normalizer", Sequence([BertNormalizer(), NFC()])),
+        lambda t: setattr(t, "model", BPE()),
+    ],
+)
+def test_of_other_kinds_of_tokenizers_nothing_is_taken_for_granted(
+    artifact: Artifact, change: Callable[[Tokenizer], None]
+) -> None:
+    tokenizer = Tokenizer.from_file(str(artifact.folder / TOKENIZER_FILE))
+    assert margin_of(tokenizer) is not None
+    change(tokenizer)
+    assert margin_of(tokenizer) is None
+
+
+def test_what_a_tokenizer_replaces_it_looks_at(artifact: Artifact) -> None:
+    tokenizer = Tokenizer.from_file(str(artifact.folder / TOKENIZER_FILE))
+    before = margin_of(tokenizer)
+    tokenizer.normalizer = Sequence([Replace("a" * 200, "b"), BertNormalizer()])
+    assert before is not None
+    assert (margin_of(tokenizer) or 0) > max(before, 300)
+
+
+def test_without_a_margin_a_long_text_is_read_as_a_whole(model_copy: Path) -> None:
+    path = model_copy / TOKENIZER_FILE
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(path))
+    sign(model_copy, TOKENIZER_FILE)
+    ((ids, truncated),) = TextTokenizer(load_artifact(model_copy)).encode(["ok " * 10_000])
+    assert (len(ids), truncated) == (256, True)
+
+
+class PanicException(BaseException):
+    """What the library raises where its own code fails."""
+
+
+def test_a_panic_of_the_library_is_a_failure_on_a_text(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panicking:
+        def encode_batch_fast(self, _: object) -> None:
+            raise PanicException
+
+    tokenizer = TextTokenizer(artifact)
+    monkeypatch.setattr(tokenizer, "_tokenizer", Panicking())
+    with pytest.raises(EngineError, match="the tokenizer fails"):
+        tokenizer.encode(["gg"])
 
 
 @pytest.mark.parametrize("extra", [0, 1, 1000])

@@ -79,6 +79,7 @@ class State:
     lost_to_retention: int = 0
     refused: int = 0
     lag: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    hidden: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
 
 class Exposition:
@@ -135,7 +136,7 @@ def worked() -> Metrics:
         Skipped(RECORD),
     ]
     metrics.chunk_completed(outcomes, [1, 2, 3], NOW)
-    metrics.update(Counts(batch_sizes={1: 1}), State(lag={("chat", 0): 5}))
+    metrics.update(Counts(batch_sizes={1: 1}), State(lag={("chat", 0): 5}, hidden={("chat", 0): 0}))
     return metrics
 
 
@@ -372,6 +373,12 @@ def test_labels_that_the_brokers_refuse_are_dead_letters_of_a_kind(metrics: Metr
     after = exposition(metrics)
     assert after.value("worker_dead_letters_total", kind="refused") == 2
     assert after.value("worker_dead_letters_total", kind="deadly") == 2
+
+
+def test_hidden_records_are_those_of_each_partition(metrics: Metrics) -> None:
+    metrics.update(Counts(), State(hidden={("chat", 0): 5, ("chat", 1): 0}))
+    hidden = exposition(metrics).values("worker_hidden_records", "topic", "partition")
+    assert hidden == {("chat", "0"): 5, ("chat", "1"): 0}
 
 
 def test_lag_is_of_the_partitions_that_are_ours_now(metrics: Metrics) -> None:

@@ -14,6 +14,7 @@ from worker.events.encoding import LabelEncoder
 from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
 from worker.logs.logger import log
 from worker.logs.stacks import redacted_errors
+from worker.run.unreadable import UnreadableRecords
 from worker.run.watchdog import Watchdog
 from worker.telemetry.metrics import Metrics, Status
 from worker.telemetry.server import serving
@@ -68,8 +69,8 @@ class ConsumerProcess:
         Raises:
             ConfigurationError: a file that the settings name cannot be used.
             EngineError: the model fails on a known good text, or on most texts.
-            WorkerError: the model cannot be used, a batch cannot be decoded, offsets are no good,
-                or an error happened that nobody expected.
+            WorkerError: the model cannot be used, a batch cannot be decoded, no record can be read,
+                offsets are no good, or an error happened that nobody expected.
 
         """
         with ExitStack() as stack:
@@ -106,9 +107,12 @@ class ConsumerProcess:
         )
 
     def _label(self, classifier: Classifier) -> None:
+        unreadable = UnreadableRecords(self._settings.kafka.max_unreadable)
+
         def completed(chunk: KafkaChunk, outcomes: Sequence[Outcome]) -> None:
             stamps = [source.timestamp for source in chunk.sources]
             self._metrics.chunk_completed(outcomes, stamps, time.time())
+            unreadable.add(outcomes)
 
         def end_turn() -> bool:
             """Show that the loop has gone round; returns whether it ends here."""

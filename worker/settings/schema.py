@@ -144,6 +144,7 @@ class KafkaSettings(Strict):
     max_key_bytes: int = _setting("kafka.max_key_bytes", ge=0, le=2**30)
     max_header_bytes: int = _setting("kafka.max_header_bytes", ge=0, le=2**30)
     undecodable: Literal["stop", "dead-letter"] = _setting("kafka.undecodable")
+    max_unreadable: float = _setting("kafka.max_unreadable", ge=0, le=1)
     chunk_records: int = _setting("kafka.chunk_records", ge=1, le=10_000)
     chunk_seconds: float = _setting("kafka.chunk_seconds", gt=0, le=30)
     commit_interval_seconds: float = _setting("kafka.commit_interval_seconds", ge=0, le=10)

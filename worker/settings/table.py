@@ -203,6 +203,12 @@ SETTINGS: Final = {
         "the worker, until a person has looked and has moved the group past it; or dead-letter, "
         "which leaves a dead letter with the bytes of the batch and goes on.",
     ),
+    "kafka.max_unreadable": Setting(
+        0.99,
+        "The share of 1,000 records, from 0 to 1, that may be unreadable: not UTF-8, not JSON, without "
+        "text, or with an id that is none. Beyond it the worker ends, since its settings do not seem "
+        "to fit the topic. 1 lets it go on whatever comes.",
+    ),
     "kafka.chunk_records": Setting(
         defaults.CHUNK_RECORDS,
         "The largest number of records in a chunk, which is labelled, published and committed as a "

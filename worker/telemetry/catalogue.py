@@ -119,6 +119,14 @@ LATENCY: Final = _histogram(
 LAG: Final = _gauge(
     "worker_lag_records", "Records not yet done, by partition.", "topic", "partition"
 )
+# Worry when it stays: a producer has left a transaction open, and what was sent behind it is not
+# labelled before that ends or times out. The log names partition and offset.
+HIDDEN: Final = _gauge(
+    "worker_hidden_records",
+    "Records behind a transaction that is open, by partition.",
+    "topic",
+    "partition",
+)
 # The rates of all steps add up to less than a second a second; what is missing is the rest of the
 # loop. "poll" is waiting for records, so it is idle time. Under load "infer" should be the largest.
 # Worry when "publish" (to send, and to wait for acknowledgements) or "commit" is: the brokers are

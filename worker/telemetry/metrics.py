@@ -23,6 +23,7 @@ from worker.telemetry.catalogue import (
     BATCH,
     CHUNK,
     DEAD_LETTERS,
+    HIDDEN,
     LABELS,
     LAG,
     LATENCY,
@@ -115,6 +116,10 @@ class StreamState(Protocol):
     def lag(self) -> Mapping[tuple[str, int], int]:
         """Return how many records are not done yet, by topic and partition."""
 
+    @property
+    def hidden(self) -> Mapping[tuple[str, int], int]:
+        """Return how many records wait for an open transaction, by topic and partition."""
+
 
 class Metrics:
     """The numbers of one process; one thread updates them, and any thread takes snapshots."""
@@ -173,7 +178,8 @@ class Metrics:
         """Take over what classifier and transport have counted; called by the thread that counts."""
         numbers: dict[Definition, dict[_LabelValues, float]] = {
             LOST: {(): state.lost_to_retention},
-            LAG: {(topic, str(number)): lag for (topic, number), lag in state.lag.items()},
+            LAG: _by_partition(state.lag),
+            HIDDEN: _by_partition(state.hidden),
             STEP: {
                 ("poll",): state.poll_seconds,
                 ("decode",): state.decode_seconds,
@@ -256,3 +262,7 @@ def _values_of(sizes: Mapping[int, int], bounds: Sequence[float]) -> list[float]
     for size, times in sizes.items():
         counts[bisect_left(bounds, size)] += times
     return [*counts, sum(size * times for size, times in sizes.items())]
+
+
+def _by_partition(numbers: Mapping[tuple[str, int], int]) -> dict[_LabelValues, float]:
+    return {(topic, str(partition)): number for (topic, partition), number in numbers.items()}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka import TopicPartition
 
 from worker.errors import WorkerError
-from worker.transports.kafka.stalls import StallDetector
+from worker.logs.logger import configure_logs
+from worker.transports.kafka.stalls import OpenTransactions, StallDetector
 
 ONE, TWO = (TopicPartition("chat", number) for number in (0, 1))
 
@@ -47,3 +50,31 @@ def test_partitions_that_move_in_turn_are_not_stuck() -> None:
     for turn in range(100):
         positions[(ONE, TWO)[turn % 2]] += 1
         detector.look(positions, {ONE: 9, TWO: 9}, 2)
+
+
+def told(capture: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capture.readouterr().err.splitlines() if "stays open" in line]
+
+
+def test_a_transaction_that_stays_open_is_told_of_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs("info", "json")
+    transactions = OpenTransactions()
+    for _ in range(20):
+        transactions.look({ONE: 5, TWO: 9}, {ONE: 3, TWO: 0}, 2)
+    (line,) = told(capsys)
+    entry = json.loads(line)
+    assert (entry["topic"], entry["partition"]) == ONE
+    assert (entry["offset"], entry["records"]) == (5, 3)
+
+
+def test_transactions_that_end_in_time_are_not_told_of(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs("info", "json")
+    transactions = OpenTransactions()
+    for turn in range(20):
+        transactions.look({ONE: turn // 3}, {ONE: 3}, 2)
+        transactions.look({TWO: 5}, {TWO: turn % 3}, 2)
+    assert told(capsys) == []

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 # The message format of Kafka since 0.11, the only one that has headers.
 _MAGIC: Final = 2
 # What a poll returns at most, but for its last record: no more is ever held and worked on at once.
-_CHUNK_BYTES: Final = 16 * 2**20
+_CHUNK_BYTES: Final = 4 * 2**20
 # What Python needs for a header beside its bytes.
 _HEADER_OBJECT_BYTES: Final = 200
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         joined: bool
         rebalances: int
         lag: Mapping[TopicPartition, int]
+        hidden: Mapping[TopicPartition, int]
 
 
 POLL_SECONDS: Final = 0.2
@@ -117,7 +118,9 @@ class GroupMember:
         return self.consumer.highwater(partition) or 0
 
     def look_at_positions(self) -> dict[TopicPartition, int]:
-        """Return the positions of all assigned partitions, and ask the brokers for the lag.
+        """Return the positions of all assigned partitions, and ask the brokers where they end.
+
+        That is where they can be read to; what comes behind an open transaction is hidden.
 
         Raises:
             KafkaError: the brokers do not answer.
@@ -130,6 +133,7 @@ class GroupMember:
         ]
         ends = self.consumer.end_offsets(list(asked), timeout_ms=in_ms(CALL_SECONDS))
         self._report.lag = {p: max(0, ends[p] - position) for p, position in positions.items()}
+        self._report.hidden = {p: max(0, self.end_seen(p) - ends[p]) for p in positions}
         return positions
 
     def drop(self, timeout: float) -> None:
@@ -151,5 +155,6 @@ class GroupMember:
         if changed and generation is not None:
             self._report.rebalances += 1
             self._report.lag = {}
+            self._report.hidden = {}
         self._generation = generation
         return changed

@@ -1,16 +1,21 @@
-"""Finds a client that gives no records although there are some and the brokers answer."""
+"""Finds out why no records come: the client gives none, or a transaction that is open hides them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from worker.errors import WorkerError
+from worker.logs.logger import log
 from worker.logs.stacks import log_stacks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kafka import TopicPartition
+
+
+# Transactions of producers that are well end sooner.
+_OPEN_TRANSACTION_SECONDS: Final = 10.0
 
 
 class StallDetector:
@@ -52,3 +57,40 @@ class StallDetector:
                 f"{self._stuck_seconds:g} seconds: {stuck}",
                 "start the worker again",
             )
+
+
+class OpenTransactions:
+    """Tells of transactions that stay open: committed records behind them are not read until they end."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        # Where each partition that hides records can be read to, and for how many seconds.
+        self._standing: dict[TopicPartition, tuple[int, float]] = {}
+
+    def look(
+        self,
+        ends: Mapping[TopicPartition, int],
+        hidden: Mapping[TopicPartition, int],
+        passed: float,
+    ) -> None:
+        """Compare with the last look, which was `passed` seconds ago, and log what stands still.
+
+        `ends` is how far partitions can be read, `hidden` how many records come behind that.
+        """
+        standing = {}
+        for partition, number in hidden.items():
+            if not number:
+                continue
+            end = ends[partition]
+            before, seconds = self._standing.get(partition, (end, -passed))
+            now = seconds + passed if before == end else 0.0
+            standing[partition] = (end, now)
+            if seconds < _OPEN_TRANSACTION_SECONDS <= now:
+                log.warning(
+                    "a transaction of a producer stays open: what comes behind it waits",
+                    topic=partition.topic,
+                    partition=partition.partition,
+                    offset=end,
+                    records=number,
+                )
+        self._standing = standing

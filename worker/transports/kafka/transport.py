@@ -40,7 +40,7 @@ from worker.transports.kafka.publication import Publication
 from worker.transports.kafka.publishers import AtLeastOnce, ExactlyOnce, commit_alone
 from worker.transports.kafka.record_batches import Undecodable
 from worker.transports.kafka.records import record_of
-from worker.transports.kafka.stalls import StallDetector
+from worker.transports.kafka.stalls import OpenTransactions, StallDetector
 from worker.transports.kafka.undecodable import UndecodableError
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from worker.transports.kafka.records import ProducerRecordEncoder
 
 _LOOK_SECONDS: Final = 2.0
+# While records come, only the lag of other partitions is news.
+_LOOK_BUSY_SECONDS: Final = 15.0
 _TAKE_BACK_SECONDS: Final = 0.5
 # After these the consumer can be used on.
 _LATER: Final = (
@@ -123,6 +125,7 @@ class TransportReport:
     lost_to_retention: int = 0
     refused: int = 0
     lag: Mapping[TopicPartition, int] = field(default_factory=dict)
+    hidden: Mapping[TopicPartition, int] = field(default_factory=dict)
 
 
 class KafkaTransport:
@@ -152,6 +155,7 @@ class KafkaTransport:
         self._chunk_size = ChunkSize(settings.chunk_records, settings.chunk_seconds)
         self._retries = Retries(self.report)
         self._stalls = StallDetector(limits.stuck_seconds)
+        self._open_transactions = OpenTransactions()
         # When the last chunk that was completed was polled, and when partitions were last looked after.
         self._last_polled = 0.0
         self._looked_after = 0.0
@@ -334,6 +338,8 @@ class KafkaTransport:
         if not polled.records:
             return self._look_after_partitions(polled.group, polled.at)
         self._retries.succeeded()
+        if polled.at - self._looked_after >= _LOOK_BUSY_SECONDS:
+            self._look(polled.at)
         return self._chunk(polled)
 
     def _chunk(self, polled: Polled) -> KafkaChunk:
@@ -410,20 +416,30 @@ class KafkaTransport:
         """Look after the partitions while nothing comes; markers of transactions move positions."""
         if now - self._looked_after < _LOOK_SECONDS:
             return KafkaChunk()
-        # A process that was asleep, or waited for brokers, has not looked.
-        passed = min(now - self._looked_after, 2 * _LOOK_SECONDS)
-        self._looked_after = now
         try:
             self._publisher.finish_commit(Deadline(CALL_SECONDS))
         except ChunkAbandonedError:
             self._move(State.REWINDING)
             raise
-        positions = self._member.look_at_positions()
+        positions, passed = self._look(now)
         self.report.problem = None
         self._retries.succeeded()
         self._stalls.look(positions, self.report.lag, passed)
         moved = self._begun.moved(positions)
         return KafkaChunk(positions=moved, group=group, polled=now) if moved else KafkaChunk()
+
+    def _look(self, now: float) -> tuple[dict[TopicPartition, int], float]:
+        """Look where the partitions stand and end; returns positions, and the seconds since the last look."""
+        # A process that was asleep, or waited for brokers, has not looked.
+        passed = min(now - self._looked_after, 2 * _LOOK_SECONDS)
+        self._looked_after = now
+        positions = self._member.look_at_positions()
+        ends = {
+            partition: offset + self.report.lag[partition]
+            for partition, offset in positions.items()
+        }
+        self._open_transactions.look(ends, self.report.hidden, passed)
+        return positions, passed
 
     def _find_position(self, error: kafka_errors.KafkaError) -> KafkaChunk:
         """Give partitions a position that have none, or one out of range.
