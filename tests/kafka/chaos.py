@@ -34,7 +34,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import KafkaError
 
 from tests.kafka.broker import PATIENCE, Cluster, missing, wait_until
-from tests.kafka.proxy import HOST, Api, BlackHole, Call, Cut, Delay, Fault, Moment, Proxy
+from tests.kafka.proxy import HOST, Api, BlackHole, Call, Cut, Delay, Fault, Ghost, Moment, Proxy
 from tests.kafka.stage import Stage, WorkerProcess
 from tests.kafka.verifier import Report, verify
 from worker.inference.classifier import Classifier
@@ -81,7 +81,7 @@ WINDOWS = {
         *(Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.END_TXN),
     ),
 }
-EXACT = ("kill", "stall", "freeze", "cut", "delay", "late", "black-hole")
+EXACT = ("kill", "stall", "freeze", "cut", "delay", "late", "black-hole", "ghost")
 AT_LARGE = (
     *("refuse", "stop-broker", "kill-broker", "freeze-broker"),
     *("bystander", "scale", "replace"),
@@ -115,6 +115,8 @@ def every_strike(guarantee: str) -> list[Strike]:
         for kind in EXACT
         for api in WINDOWS[guarantee]
         for moment in Moment
+        # An answer that comes late to nobody is one that is lost.
+        if (kind, moment) != ("ghost", Moment.BEFORE_ANSWER)
     ]
     return exact + [Strike(kind) for kind in AT_LARGE]
 
@@ -389,6 +391,7 @@ class Chaos:
             "delay": Delay(rng.uniform(*SHORT)),
             "late": Delay(rng.uniform(*LATE)),
             "black-hole": BlackHole(),
+            "ghost": Ghost(rng.uniform(*LATE)),
         }
         if strike.kind in actions:
             return [self._proxy.arm(replace(fault, action=actions[strike.kind]))]

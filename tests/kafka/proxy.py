@@ -85,12 +85,22 @@ class Hold:
 
 
 @dataclass(frozen=True)
+class Ghost:
+    """Close the client's connection, and send its request on later, as a network box may do.
+
+    That is after so many seconds or, without any, at `Armed.release`.
+    """
+
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class BlackHole:
     """Swallow the frame and all behind it; the connection stays open until `Proxy.heal`."""
 
 
 # What happens to the frame in the end; without any of these it is sent on.
-Outcome = Cut | Delay | Hold | BlackHole
+Outcome = Cut | Delay | Hold | Ghost | BlackHole
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,8 @@ class Armed:
 
     def __init__(self, fault: Fault, loop: asyncio.AbstractEventLoop) -> None:
         self.struck = threading.Event()
+        # Set once the broker has answered all that came on the connection of a `Ghost`.
+        self.answered = threading.Event()
         self.count = 0
         self.fault = fault
         self.released = asyncio.Event()
@@ -179,8 +191,10 @@ class Connection:
 
     silent: set[Moment]
     task: asyncio.Task[None] = field(init=False)
+    client: StreamWriter = field(init=False)
     unanswered: dict[int, Request] = field(default_factory=dict)
     client_is_gone: bool = False
+    ghost: Armed | None = None
 
     @property
     def is_over(self) -> bool:
@@ -317,6 +331,7 @@ class Proxy:
     async def _serve(self, connection: Connection, client: socket.socket) -> None:
         with ExitStack() as stack:
             from_client, to_client = await asyncio.open_connection(sock=client)
+            connection.client = to_client
             stack.callback(to_client.transport.abort)
             try:
                 from_broker, to_broker = await asyncio.open_connection(HOST, self._target_port)
@@ -354,6 +369,8 @@ class Proxy:
             await self._strike(connection, Moment.BEFORE_ANSWER, request)
             if Moment.BEFORE_ANSWER not in connection.silent:
                 await write_frame(client, frame)
+        if connection.ghost is not None:
+            connection.ghost.answered.set()
         client.transport.abort()
 
     async def _strike(self, connection: Connection, moment: Moment, request: Request) -> None:
@@ -372,6 +389,10 @@ class Proxy:
                 await asyncio.sleep(seconds)
             case Hold():
                 await armed.released.wait()
+            case Ghost(seconds):
+                connection.ghost = armed
+                connection.client.transport.abort()
+                await (asyncio.sleep(seconds) if seconds else armed.released.wait())
             case BlackHole():
                 connection.silent.add(moment)
 

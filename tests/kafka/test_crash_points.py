@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
 from tests.kafka.broker import wait_until
-from tests.kafka.proxy import Api, Call, Cut, Fault, Hold, Moment, Proxy
+from tests.kafka.proxy import Api, Call, Cut, Fault, Ghost, Hold, Moment, Proxy
 from tests.kafka.stage import Stage, WorkerProcess, place_of
 from tests.kafka.stalling import STALLING
 
@@ -82,6 +83,51 @@ def test_a_kill_leaves_exactly_once_exact(
     stage, proxy = proxied
     stage.produce(TEXTS)
     kill_one(stage, proxy, "exactly-once", api, moment)
+    assert sorted(map(place_of, stage.labels())) == PLACES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lost", "after"),
+    [
+        # Had the worker sent it again and gone on, the late one would end the next transaction,
+        # whose labels stand there already, without its positions.
+        (Api.END_TXN, Api.ADD_OFFSETS_TO_TXN),
+        # ... or take the positions of the next transaction back.
+        (Api.TXN_OFFSET_COMMIT, Api.END_TXN),
+    ],
+    ids=["end_txn", "txn_offset_commit"],
+)
+def test_a_request_that_was_lost_and_comes_late_leaves_exactly_once_exact(
+    proxied: tuple[Stage, Proxy], lost: Api, after: Api
+) -> None:
+    stage, proxy = proxied
+    stage.produce(TEXTS)
+    begun = 3
+    ghost = proxy.arm(Fault(api=lost, moment=Moment.BEFORE_REQUEST, action=Ghost(), skip=begun))
+
+    victims: list[WorkerProcess] = []
+
+    def appear() -> None:
+        ghost.release()
+        assert ghost.answered.wait(60)
+
+    def appear_and_kill() -> None:
+        appear()
+        victims[0].kill()
+
+    next_one = Fault(api=after, moment=Moment.BEFORE_REQUEST, action=Cut(), skip=begun + 1)
+    if lost is Api.END_TXN:
+        death = proxy.arm(replace(next_one, action=Call(appear_and_kill, then=Cut())))
+    else:
+        proxy.arm(replace(next_one, action=Call(appear)))
+        kill = Call(lambda: victims[0].kill(), then=Cut())  # noqa: PLW0108 - it starts later
+        death = proxy.arm(replace(next_one, moment=Moment.BEFORE_ANSWER, action=kill))
+    victims.append(start(stage, "exactly-once"))
+    assert death.struck.wait(60)
+    survivor = start(stage, "exactly-once")
+    stage.wait_until_done()
+    assert survivor.stop() == 0
     assert sorted(map(place_of, stage.labels())) == PLACES
 
 

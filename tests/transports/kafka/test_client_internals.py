@@ -27,7 +27,11 @@ from kafka.producer.future import FutureProduceResult
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.record_accumulator import IncompleteProducerBatches, RecordAccumulator
 from kafka.producer.sender import Sender
-from kafka.producer.transaction_manager import TransactionalRequestResult, TransactionManager
+from kafka.producer.transaction_manager import (
+    TransactionalRequestResult,
+    TransactionManager,
+    TxnRequestHandler,
+)
 from kafka.record import MemoryRecordsBuilder
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
@@ -75,10 +79,11 @@ PARTS: dict[type, str] = {
     RecordAccumulator: "_batches _incomplete _tp_lock config",
     Sender: "force_close join wakeup",
     TransactionManager: (
-        "begin_abort begin_commit is_transactional last_error maybe_add_partition_to_transaction "
+        "_enqueue_request clear_in_flight_transactional_request_correlation_id begin_abort begin_commit is_transactional last_error maybe_add_partition_to_transaction "
         "send_offsets_to_transaction"
     ),
     TransactionalRequestResult: "wait",
+    TxnRequestHandler: "fatal_error on_complete transaction_manager",
 }
 PUBLIC_MODULES = {
     "kafka",

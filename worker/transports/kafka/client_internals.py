@@ -11,6 +11,7 @@ names need no reason of their own here, and the linter's rule for them is off.
 from __future__ import annotations
 
 import time
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -22,6 +23,12 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.record_accumulator import RecordAccumulator
+from kafka.producer.transaction_manager import (
+    FindCoordinatorHandler,
+    InitProducerIdHandler,
+    TransactionManager,
+    TxnRequestHandler,
+)
 from kafka.protocol.consumer.offsets import IsolationLevel
 from kafka.protocol.metadata import MetadataRequest
 from kafka.record import MemoryRecords, MemoryRecordsBuilder
@@ -540,6 +547,33 @@ def send_with_nulls(  # noqa: PLR0913 - the fields of a record, as the client ta
 
 
 # Transactions, of which the public calls have no time limit: these begin, and return the result.
+
+
+class _WaryTransactionManager(TransactionManager):  # type: ignore[misc]  # kafka-python has no types
+    """Fails where the connection is lost on which a request of a transaction was sent.
+
+    The client's own sends it again. The first one may still be on its way: when it arrives, it ends
+    the transaction that is open then, or takes positions back (KAFKA-17754). A producer that takes
+    the place of this one fences it.
+    """
+
+    def _enqueue_request(self, handler: TxnRequestHandler) -> None:
+        if not isinstance(handler, InitProducerIdHandler | FindCoordinatorHandler):
+            handler.on_complete = partial(_complete_or_fail, handler)
+        super()._enqueue_request(handler)
+
+
+def _complete_or_fail(handler: TxnRequestHandler, correlation_id: int, answer: Any) -> None:  # noqa: ANN401 - kafka-python has no types
+    if isinstance(answer, kafka_errors.KafkaConnectionError):
+        handler.transaction_manager.clear_in_flight_transactional_request_correlation_id()
+        handler.fatal_error(answer)
+    else:
+        type(handler).on_complete(handler, correlation_id, answer)
+
+
+def never_send_twice_in_a_transaction(producer: KafkaProducer) -> None:
+    """Let a transactional producer fail where the connection is lost that a request was sent on."""
+    producer._transaction_manager.__class__ = _WaryTransactionManager
 
 
 def begin_sending_offsets(

@@ -22,6 +22,7 @@ from worker.transports.kafka.client_internals import (
     create_client,
     fetch_with_care,
     forget_paused_records,
+    never_send_twice_in_a_transaction,
     rejoin_where_forgotten,
     split_with_care,
 )
@@ -160,6 +161,8 @@ def new_producer(settings: KafkaSettings, **more: Any) -> KafkaProducer:  # noqa
         ),
     )
     split_with_care(producer)
+    if "transactional_id" in more:
+        never_send_twice_in_a_transaction(producer)
     return producer
 
 
