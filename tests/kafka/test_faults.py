@@ -17,7 +17,7 @@ from tests.kafka.proxy import Api, BlackHole, Cut, Fault, Moment, Proxy
 from tests.kafka.stage import Stage, header, place_of
 from worker.inference.artifact import load_artifact
 from worker.inference.tokens import TextTokenizer
-from worker.transports.kafka.marks import DEATHS_BEFORE_CARE
+from worker.transports.kafka.marks import DEATHS_ALONE, DEATHS_BEFORE_CARE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,7 @@ def test_a_model_that_fails_on_most_messages_ends_the_worker_and_dead_letters_no
 ) -> None:
     stage.produce([f"{POISON} {number}" for number in range(50)])
     # Again and again, as where something starts it anew: it does not take the messages for deadly.
-    for _ in range(DEATHS_BEFORE_CARE + 1):
+    for _ in range(DEATHS_BEFORE_CARE + DEATHS_ALONE):
         worker = stage.worker(MODEL=str(poisoned_model))
         assert worker.wait() == 1
         assert "the model fails on" in worker.output
@@ -104,7 +104,7 @@ def test_a_message_that_kills_its_process_is_found_and_dead_lettered(
     (letter,) = stage.dead_letters()
     assert (place_of(letter), header(letter, "worker-kind")) == ((0, 15), "deadly")
     assert set(places(stage.labels())) == {place for place in PLACES if place != (0, 15)}
-    assert deaths == 4
+    assert deaths == DEATHS_BEFORE_CARE + DEATHS_ALONE
     if guarantee == "exactly-once":
         assert repeats(stage.labels()) == 0
 

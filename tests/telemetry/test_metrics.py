@@ -32,7 +32,7 @@ from worker.telemetry.exposition import families
 from worker.telemetry.metrics import Metrics, Snapshot, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from prometheus_client.core import Metric, Sample
 
@@ -78,6 +78,7 @@ class State:
     retries: int = 0
     lost_to_retention: int = 0
     refused: int = 0
+    careful: Collection[tuple[str, int]] = ()
     lag: Mapping[tuple[str, int], int] = field(default_factory=dict)
     hidden: Mapping[tuple[str, int], int] = field(default_factory=dict)
 

@@ -127,6 +127,12 @@ HIDDEN: Final = _gauge(
     "topic",
     "partition",
 )
+# Worry when it stays above 0: a message kills processes, and is being looked for. The log names the
+# partition, and the message becomes a dead letter of the kind "deadly".
+CAREFUL: Final = _gauge(
+    "worker_careful_partitions",
+    "Partitions of which records go one by one, since processes have died there.",
+)
 # The rates of all steps add up to less than a second a second; what is missing is the rest of the
 # loop. "poll" is waiting for records, so it is idle time. Under load "infer" should be the largest.
 # Worry when "publish" (to send, and to wait for acknowledgements) or "commit" is: the brokers are

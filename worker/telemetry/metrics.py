@@ -21,6 +21,7 @@ from worker.telemetry.catalogue import (
     ABANDONED,
     ANSWERS,
     BATCH,
+    CAREFUL,
     CHUNK,
     DEAD_LETTERS,
     HIDDEN,
@@ -42,7 +43,7 @@ from worker.telemetry.catalogue import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -113,6 +114,10 @@ class StreamState(Protocol):
     refused: int
 
     @property
+    def careful(self) -> Collection[tuple[str, int]]:
+        """Return the partitions of which records go one by one."""
+
+    @property
     def lag(self) -> Mapping[tuple[str, int], int]:
         """Return how many records are not done yet, by topic and partition."""
 
@@ -179,6 +184,7 @@ class Metrics:
         numbers: dict[Definition, dict[_LabelValues, float]] = {
             LOST: {(): state.lost_to_retention},
             LAG: _by_partition(state.lag),
+            CAREFUL: {(): len(state.careful)},
             HIDDEN: _by_partition(state.hidden),
             STEP: {
                 ("poll",): state.poll_seconds,

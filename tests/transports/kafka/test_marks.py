@@ -18,7 +18,7 @@ MARKS = st.builds(
     partitions=st.integers(0),
     starts=st.integers(0),
     until=st.integers(0),
-    alone=st.booleans(),
+    alone=st.integers(0),
     by=st.text(),
 )
 JSON = st.recursive(
@@ -46,7 +46,7 @@ def test_a_mark_with_nothing_to_tell_is_short() -> None:
     | st.dictionaries(st.sampled_from([*asdict(Mark())]), JSON).map(json.dumps)
 )
 def test_what_another_tool_has_written_stops_no_worker(text: str | None) -> None:
-    begun = Mark.read(text).begun(5, "me", alone=False)
+    begun = Mark.read(text).begun(5, "me")
     assert Mark.read(begun.at(3).metadata) == begun
     assert begun.passed(5).partitions == begun.partitions
 
@@ -59,12 +59,12 @@ def test_what_another_tool_has_written_says_nothing(text: str) -> None:
     assert Mark.read(text) == Mark()
 
 
-@given(mark=MARKS, alone=st.booleans())
-def test_work_that_ended_without_a_death_counts_for_nothing(mark: Mark, alone: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    taken_back = mark.begun(5, "another", alone=alone).taken_back()
-    assert taken_back.starts == mark.starts
-    assert taken_back.begun(5, "another", alone=alone).starts == mark.starts + 1
-    assert not taken_back.alone
+@given(mark=MARKS)
+def test_work_that_ended_without_a_death_counts_for_nothing(mark: Mark) -> None:
+    together = mark.begun(5, "another").taken_back()
+    alone = mark.begun_alone("another").taken_back()
+    assert (together.starts, together.alone) == (mark.starts, 0)
+    assert (alone.starts, alone.alone) == (mark.starts, mark.alone)
 
 
 # Work that is begun.
@@ -82,11 +82,13 @@ def polled(*offsets: int) -> list[Source]:
     return [Source(offset) for offset in offsets]
 
 
-def begin_after(deaths: int, *, alone: bool = False) -> tuple[BegunWork, Beginning]:
+def begin_after(deaths: int, alone: int = 0) -> tuple[BegunWork, Beginning]:
     """Begin on two partitions, in the first of which processes have died at offset 5."""
     mark = Mark()
     for number in range(deaths):
-        mark = mark.begun(9, f"process {number}", alone=alone)
+        mark = mark.begun(9, f"process {number}")
+    for number in range(alone):
+        mark = mark.begun_alone(f"lonely process {number}")
     work = BegunWork()
     committed = {ONE: mark.at(5), TWO: None}
     return work, work.begin({ONE: polled(5, 6, 8), TWO: polled(3)}, committed)
@@ -96,6 +98,7 @@ def test_the_first_work_on_a_partition_is_marked_at_its_committed_offset() -> No
     work, beginning = begin_after(0)
     assert beginning.alone is None
     assert not beginning.deadly
+    assert (beginning.records, beginning.put_back) == ({ONE: polled(5, 6, 8), TWO: polled(3)}, {})
     marks = {partition: Mark.read(each.metadata) for partition, each in beginning.marks.items()}
     assert {partition: each.offset for partition, each in beginning.marks.items()} == {
         ONE: 5,
@@ -108,22 +111,66 @@ def test_the_first_work_on_a_partition_is_marked_at_its_committed_offset() -> No
 
 def test_more_work_on_a_partition_needs_no_other_mark() -> None:
     work, _ = begin_after(0)
+    work.completed({ONE: work.passed(ONE, 9)})
     assert work.unknown([ONE, TWO]) == set()
-    assert work.begin({ONE: polled(9)}, {}) == Beginning(None, deadly=False, marks={})
+    records = {ONE: polled(*range(9, 500))}
+    assert work.begin(records, {}) == Beginning(records, {}, None, deadly=False, marks={})
+
+
+def test_where_a_process_has_died_not_many_records_go_together() -> None:
+    work = BegunWork()
+    beginning = work.begin({ONE: polled(*range(500))}, {ONE: Mark().begun(2000, "dead").at(0)})
+    assert len(beginning.records[ONE]) == 64
+    assert beginning.put_back == {ONE: 64}
+    assert Mark.read(beginning.marks[ONE].metadata).until == 64
 
 
 def test_where_processes_died_the_first_record_goes_on_alone() -> None:
     work, beginning = begin_after(DEATHS_BEFORE_CARE)
     assert beginning.alone == ONE
     assert not beginning.deadly
-    assert Mark.read(beginning.marks[ONE].metadata).alone
+    assert beginning.records == {ONE: polled(5)}
+    assert beginning.put_back == {ONE: 6, TWO: 3}
+    assert Mark.read(beginning.marks[ONE].metadata).alone == 1
     assert beginning.marks.keys() == {ONE}
-    assert work.careful
+    assert work.careful == {ONE}
 
 
-def test_a_record_that_was_alone_when_its_process_died_is_deadly() -> None:
-    _, beginning = begin_after(DEATHS_BEFORE_CARE + 1, alone=True)
-    assert beginning.deadly
+def test_partitions_in_which_processes_died_take_turns_with_the_others() -> None:
+    work, _ = begin_after(DEATHS_BEFORE_CARE)
+    turns = []
+    for _ in range(6):
+        unknown = dict.fromkeys(work.unknown([ONE, TWO]))
+        beginning = work.begin({ONE: polled(5, 6), TWO: polled(3, 4)}, unknown)
+        turns.append(beginning.alone)
+        assert beginning.records == ({ONE: polled(5)} if beginning.alone else {TWO: polled(3, 4)})
+        assert beginning.put_back == ({ONE: 6, TWO: 3} if beginning.alone else {ONE: 5})
+    assert turns == [None, ONE] * 3
+
+
+def test_several_such_partitions_take_turns_too() -> None:
+    work = BegunWork()
+    mark = Mark(starts=DEATHS_BEFORE_CARE, until=100)
+    three = TopicPartition("chat", 2)
+    committed = {ONE: mark.at(0), three: mark.at(0), TWO: None}
+    records = {ONE: polled(0), TWO: polled(0), three: polled(0)}
+    turns = [work.begin(records, committed).alone]
+    turns += [work.begin(records, dict.fromkeys(work.unknown(records))).alone for _ in range(5)]
+    assert turns == [ONE, three, None] * 2
+    assert [work.begin({ONE: polled(0)}, {}).alone for _ in range(3)] == [ONE] * 3
+
+
+def test_a_record_that_killed_two_processes_alone_is_deadly() -> None:
+    _, once = begin_after(DEATHS_BEFORE_CARE, alone=1)
+    assert once.alone == ONE
+    assert not once.deadly
+    _, twice = begin_after(DEATHS_BEFORE_CARE, alone=2)
+    assert twice.deadly
+
+
+def test_a_process_does_not_take_its_own_beginning_for_a_death() -> None:
+    work, _ = begin_after(DEATHS_BEFORE_CARE, alone=1)
+    assert not work.begin({ONE: polled(5)}, {}).deadly
 
 
 def test_care_ends_where_the_work_of_the_dead_would_have_ended() -> None:

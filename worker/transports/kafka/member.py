@@ -58,6 +58,7 @@ class GroupMember:
         self._report = report
         self._consumer: KafkaConsumer | None = None
         self._generation: int | None = None
+        self._outside_since = 0.0
 
     @property
     def consumer(self) -> KafkaConsumer:
@@ -80,6 +81,7 @@ class GroupMember:
 
         """
         self._consumer = new_consumer(self._settings)
+        self._outside_since = time.monotonic()
         self._consumer.subscribe(list(self._settings.input_topics))
 
     def poll(self, most_records: int) -> Polled:
@@ -97,6 +99,14 @@ class GroupMember:
         consumer.poll(timeout_ms=in_ms(POLL_SECONDS))
         self._see(consumer.group_metadata())
         return self._report.joined
+
+    def is_kept_waiting(self, seconds: float) -> bool:
+        """Return whether this consumer has not got into the group for so long, once in that time."""
+        now = time.monotonic()
+        waited = now - self._outside_since > seconds
+        if waited:
+            self._outside_since = now
+        return waited
 
     def go_on_from(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Read on from offsets, one for each partition that is assigned."""
@@ -150,6 +160,8 @@ class GroupMember:
     def _see(self, group: ConsumerGroupMetadata) -> bool:
         """Take note of the group; return whether it is another than before."""
         self._report.joined = is_member(self.consumer, group)
+        if self._report.joined:
+            self._outside_since = time.monotonic()
         generation = group.generation_id if self._report.joined else None
         changed = generation != self._generation
         if changed and generation is not None:

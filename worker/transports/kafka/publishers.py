@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 
     Positions: TypeAlias = Mapping[TopicPartition, OffsetAndMetadata]
 
-# The client splits a batch that fails with these, down to a single record.
 _TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 # The broker will never take a record that fails with these.
 _REFUSALS: Final = (
+    *_TOO_LARGE,
     kafka_errors.InvalidRecordError,
     kafka_errors.InvalidTimestampError,
     kafka_errors.PolicyViolationError,
@@ -435,13 +435,15 @@ def _send_all(
 def _raise_failures(sent: Sequence[SentRecordBatch], too_large: Sequence[Coordinates]) -> None:
     failed = failures(sent)
     refused = {source: error for source, error in failed.items() if isinstance(error, _REFUSALS)}
-    too_large = [*too_large, *(s for s, error in failed.items() if isinstance(error, _TOO_LARGE))]
     if too_large:
-        raise RefusedError(too_large, too_large=True)
+        raise RefusedError(too_large)
     if len(refused) == 1:
         (error,) = refused.values()
-        timestamp = isinstance(error, kafka_errors.InvalidTimestampError)
-        raise RefusedError(refused, timestamp=timestamp)
+        raise RefusedError(
+            refused,
+            timestamp=isinstance(error, kafka_errors.InvalidTimestampError),
+            too_large=isinstance(error, _TOO_LARGE),
+        )
     if refused:
         # Records that were sent with a refused one may fail with the same error.
         raise RefusedError(suspects=refused)

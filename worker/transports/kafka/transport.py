@@ -21,6 +21,7 @@ from kafka import errors as kafka_errors
 
 from worker.errors import WorkerError
 from worker.events.records import DeadLetter, ErrorKind, Skipped
+from worker.logs.logger import log
 from worker.transports.base import ChunkAbandonedError
 from worker.transports.kafka.client_internals import (
     fetch_ahead,
@@ -45,6 +46,7 @@ from worker.transports.kafka.undecodable import UndecodableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from kafka.consumer.fetcher import ConsumerRecord
     from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from worker.events.decoding import Decoder
     from worker.events.records import Item, Outcome, Record
     from worker.settings.schema import KafkaSettings
-    from worker.transports.kafka.marks import Records
+    from worker.transports.kafka.marks import Beginning, Records
     from worker.transports.kafka.member import Polled
     from worker.transports.kafka.publishers import Publisher
     from worker.transports.kafka.records import ProducerRecordEncoder
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
 _LOOK_SECONDS: Final = 2.0
 # While records come, only the lag of other partitions is news.
 _LOOK_BUSY_SECONDS: Final = 15.0
+# Groups of many slow members take longer to rebalance, but that is worth a word.
+_JOINING_SECONDS: Final = 15.0
 _TAKE_BACK_SECONDS: Final = 0.5
 # After these the consumer can be used on.
 _LATER: Final = (
@@ -107,6 +111,7 @@ class KafkaChunk:
     positions: Mapping[TopicPartition, OffsetAndMetadata] = field(default_factory=dict)
     group: ConsumerGroupMetadata | None = None
     polled: float = 0.0
+    alone: bool = False
 
 
 @dataclass(slots=True)
@@ -124,6 +129,7 @@ class TransportReport:
     retries: int = 0
     lost_to_retention: int = 0
     refused: int = 0
+    careful: AbstractSet[TopicPartition] = frozenset()
     lag: Mapping[TopicPartition, int] = field(default_factory=dict)
     hidden: Mapping[TopicPartition, int] = field(default_factory=dict)
 
@@ -228,7 +234,8 @@ class KafkaTransport:
         self._move(State.READY)
         self._last_polled = chunk.polled
         self._begun.completed(chunk.positions)
-        self._chunk_size.completed(len(chunk.items), completed - chunk.polled)
+        if not chunk.alone:
+            self._chunk_size.completed(len(chunk.items), completed - chunk.polled)
         self.report.problem = None
         self.report.publish_seconds += publication.acknowledged - published
         self.report.commit_seconds += published - started + completed - publication.acknowledged
@@ -302,6 +309,8 @@ class KafkaTransport:
     def _rewind(self) -> bool:
         """Set every partition to what is committed; return False while that is not to be had."""
         if not self._member.stay():
+            if self._member.is_kept_waiting(_JOINING_SECONDS):
+                self._retries.report("the group does not let this worker in: it rebalances")
             return False
         if waits := self._publisher.prepare(CALL_SECONDS):
             self._retries.report(waits)
@@ -322,12 +331,12 @@ class KafkaTransport:
         if self._settings.guarantee == "exactly-once":
             since = time.monotonic() - self._last_polled
             wait = self._settings.commit_interval_seconds - since
-            if wait > 0:
+            if wait > 0 and not self._begun.careful:
                 # In short sleeps: whoever is asked to stop meanwhile does not wait for the next.
                 time.sleep(min(wait, POLL_SECONDS))
                 return KafkaChunk()
         started = time.monotonic()
-        polled = self._member.poll(1 if self._begun.careful else self._chunk_size.records)
+        polled = self._member.poll(self._chunk_size.records)
         self.report.poll_seconds += polled.at - started
         if polled.records or polled.changed:
             # Positions in memory are ahead of the committed ones, until a chunk is completed.
@@ -343,7 +352,7 @@ class KafkaTransport:
         return self._chunk(polled)
 
     def _chunk(self, polled: Polled) -> KafkaChunk:
-        records, deadly = self._begin(self._decodable(polled.records), polled.group)
+        records, _, alone, deadly, _ = self._begin(self._decodable(polled.records), polled.group)
         sources = [source for part in records.values() for source in part]
         positions = {}
         for partition in records:
@@ -358,7 +367,7 @@ class KafkaTransport:
         else:
             items = [self._decode(source) for source in sources]
         self.report.decode_seconds += time.monotonic() - started
-        return KafkaChunk(items, sources, positions, polled.group, polled.at)
+        return KafkaChunk(items, sources, positions, polled.group, polled.at, alone is not None)
 
     def _decodable(self, records: Records) -> Records:
         """Return the records before those at which the worker must stop.
@@ -384,21 +393,30 @@ class KafkaTransport:
         beyond = record.last_offset >= self._member.end_seen(TopicPartition(*record[:2]))
         return beyond or self._settings.undecodable == "stop"
 
-    def _begin(self, records: Records, group: ConsumerGroupMetadata) -> tuple[Records, bool]:
-        """Note with the brokers that work begins here, so that deaths can be counted.
-
-        Returns the records to go on with, and whether the one that goes on alone is deadly.
-        """
+    def _begin(self, records: Records, group: ConsumerGroupMetadata) -> Beginning:
+        """Note with the brokers that work begins here, so that deaths can be counted."""
         unknown = self._begun.unknown(records)
         committed = read_committed(self._member.consumer, unknown, CALL_SECONDS) if unknown else {}
-        alone, deadly, marks = self._begun.begin(records, committed)
-        if alone is not None:
-            for partition, part in records.items():
-                self._member.consumer.seek(partition, part[0].offset + (partition == alone))
-            records = {alone: records[alone][:1]}
-        if marks:
-            self._commit(group, marks)
-        return records, deadly
+        beginning = self._begun.begin(records, committed)
+        for partition, offset in beginning.put_back.items():
+            self._member.consumer.seek(partition, offset)
+        if beginning.marks:
+            self._commit(group, beginning.marks)
+        self._tell_of_care()
+        return beginning
+
+    def _tell_of_care(self) -> None:
+        careful = self._begun.careful
+        for partition in careful - self.report.careful:
+            topic, number = partition
+            log.warning(
+                "processes have died of a record here: one goes at a time",
+                topic=topic,
+                partition=number,
+            )
+        for topic, number in self.report.careful - careful:
+            log.info("records go together again", topic=topic, partition=number)
+        self.report.careful = careful
 
     def _take_back(
         self, group: ConsumerGroupMetadata, partitions: Iterable[TopicPartition]
