@@ -7,6 +7,11 @@ import sys
 
 import pytest
 
+from worker.assembly import load_model
+from worker.errors import ConfigurationError
+from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.settings.schema import Settings
+
 # Some versions of Python have frozen objects from the start.
 STATE = "print(gc.get_freeze_count() > frozen, gc.get_threshold() == threshold)"
 LOADED = {
@@ -38,3 +43,14 @@ def test_loading_a_classifier_leaves_the_garbage_collector_alone(loaded: str) ->
 
 def test_a_command_makes_the_garbage_collector_rare_in_a_step_of_its_own() -> None:
     assert output_of("collect_garbage_rarely()") == "True False\n"
+
+
+def test_a_model_that_is_not_the_wanted_one_is_refused() -> None:
+    digest = load_artifact(BUILT_IN_MODEL, {}).digest
+    assert load_model(Settings(model_digest=digest)).digest == digest
+    for changed in (
+        Settings(model_digest="0" * 16),
+        Settings(thresholds={"joy": 0.5}, model_digest=digest),
+    ):
+        with pytest.raises(ConfigurationError, match="and model_digest asks for another"):
+            load_model(changed)

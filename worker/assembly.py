@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from worker.errors import ConfigurationError
 from worker.events.decoding import Fields
 from worker.events.encoding import OUTPUT_FIELDS
+from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
 from worker.inference.cache import DiskCache
 from worker.inference.classifier import Classifier
 from worker.logs.logger import log
@@ -39,6 +40,24 @@ def fields_of(settings: InputSettings) -> Fields:
         skip=settings.skip_field,
         max_id_length=settings.max_id_length,
     )
+
+
+def load_model(settings: Settings) -> Artifact:
+    """Return the model that the settings name, verified.
+
+    Raises:
+        ArtifactError: a file is missing, altered or not understood.
+        ConfigurationError: thresholds do not fit it, or it is not the one that is wanted.
+
+    """
+    artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
+    if settings.model_digest not in (None, artifact.digest):
+        raise ConfigurationError(
+            f"the model {artifact.manifest.name} has the digest {artifact.digest}, and model_digest "
+            "asks for another",
+            "see the model and the thresholds, which count",
+        )
+    return artifact
 
 
 def open_classifier(settings: Settings, artifact: Artifact) -> Classifier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -332,6 +333,26 @@ def test_a_folder_that_is_no_whole_checkpoint_is_refused(
     with pytest.raises(WorkerError, match="is not a DistilBERT sequence classifier"):
         prepare(PrepareOptions(checkpoint, tmp_path / "model"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_checkpoint_is_never_run_whatever_anyone_answers(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "yes")
+    checkpoint, trace = tiny_checkpoint(), tmp_path / "code-has-run"
+    (checkpoint / "evil.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
+    content = json.loads((checkpoint / file).read_bytes())
+    content["auto_map"] = {
+        "AutoConfig": "evil.Config",
+        "AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"],
+        "AutoModelForSequenceClassification": "evil.Model",
+    }
+    content |= {"model_type": "evil"} if file == "config.json" else {"tokenizer_class": "Evil"}
+    (checkpoint / file).write_text(json.dumps(content))
+    with suppress(WorkerError):
+        prepare(PrepareOptions(checkpoint, tmp_path / "model"))
+    assert not trace.exists()
 
 
 def test_a_bert_is_no_checkpoint(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from worker.check.findings import Level
 from worker.check.topics import Role, Topic, _absence, _rights
 from worker.inference import cpu
 from worker.settings.schema import KafkaSettings, SaslSettings, Settings, TlsSettings
+from worker.transports.kafka.clients import risks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -159,12 +160,26 @@ def test_a_file_of_certificates_that_cannot_be_read_is_reported(
     assert line.startswith("fail kafka.tls.ca: ")
 
 
-def test_a_password_that_would_be_sent_in_clear_is_a_warning() -> None:
-    login = SaslSettings(mechanism="plain", username="worker", password=SecretStr(SECRET))
-    for tls, level in ((False, Level.WARN), (True, Level.OK)):
-        finding = brokers.credentials(KafkaSettings(sasl=login, tls=TlsSettings(enabled=tls)))
-        assert finding.level is level
-        assert finding.text.startswith("worker may log in by plain, with")
+LOGIN = SaslSettings(mechanism="plain", username="worker", password=SecretStr(SECRET))
+
+
+@pytest.mark.parametrize(
+    ("settings", "risk"),
+    [
+        (KafkaSettings(sasl=LOGIN), "the password is sent in clear"),
+        (KafkaSettings(sasl=LOGIN, tls=TlsSettings(enabled=True)), ""),
+        (KafkaSettings(), ""),
+        (
+            KafkaSettings(tls=TlsSettings(enabled=True, check_hostname=False)),
+            "kafka.tls.check_hostname is off",
+        ),
+    ],
+)
+def test_what_others_on_the_network_could_do_is_told(settings: KafkaSettings, risk: str) -> None:
+    found = list(risks(settings))
+    assert len(found) == bool(risk)
+    assert all(each.startswith(risk) for each in found)
+    assert SECRET not in str(found)
 
 
 def test_a_login_that_is_not_offered_is_reported() -> None:

@@ -48,6 +48,12 @@ def test_what_the_example_shows_commented_out_can_be_used(tmp_path: Path) -> Non
     """But for empty passwords, which stand for what is not shown."""
     content = EXAMPLE.read_text(encoding="utf-8")
     used = re.sub(r"^# (\w+ = )", r"\1", content, flags=re.MULTILINE)
+    # What certificates and credentials are for must be asked for as well.
+    used = used.replace(
+        "[kafka.tls]\n\n# With true, the connections to the brokers are encrypted.\nenabled = false",
+        "[kafka.tls]\nenabled = true",
+    )
+    used = used.replace('mechanism = "none"', 'mechanism = "plain"')
     config = tmp_path / "my.toml"
     config.write_text(used, encoding="utf-8")
     settings = load_settings(config, {})

@@ -297,7 +297,21 @@ def test_a_file_that_is_not_utf8_is_an_error_that_says_so(tmp_path: Path) -> Non
             "kafka.max_poll_interval_seconds must be at least twice kafka.deadline_seconds",
         ),
         ("kafka", {"output_topic": "chat"}, "kafka's input, output and dead-letter topics must al"),
-        ("kafka", {"tls": {"key": "key.pem"}}, "kafka.tls.certificate and kafka.tls.key need each"),
+        (
+            "kafka",
+            {"tls": {"enabled": True, "key": "key.pem"}},
+            "kafka.tls.certificate and kafka.tls.key need each",
+        ),
+        (
+            "kafka",
+            {"tls": {"ca": "ca.pem", "key_password": "x"}},
+            "kafka.tls.ca, kafka.tls.key_password without kafka.tls.enabled would leave",
+        ),
+        (
+            "kafka",
+            {"sasl": {"username": "worker", "password": "x"}},
+            "kafka.sasl.username, kafka.sasl.password without kafka.sasl.mechanism would be no",
+        ),
         ("kafka", {"sasl": {"mechanism": "plain"}}, "kafka.sasl.mechanism needs kafka.sasl.userna"),
     ],
 )

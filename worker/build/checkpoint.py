@@ -95,7 +95,9 @@ def load_tokenizer(name: str, *, local: bool) -> Tokenizer:
     """
     try:
         tokenizer = getattr(
-            AutoTokenizer.from_pretrained(name, local_files_only=local), "backend_tokenizer", None
+            AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False),
+            "backend_tokenizer",
+            None,
         )
     except (OSError, ValueError):
         tokenizer = None

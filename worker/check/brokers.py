@@ -19,6 +19,7 @@ from worker.addresses import address_of
 from worker.check.findings import Finding, Level
 from worker.terminal.sentences import counted
 from worker.transports.kafka.client_internals import ask_for_brokers, host_and_port_of_broker
+from worker.transports.kafka.clients import risks
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -70,19 +71,18 @@ def brokers(kafka: KafkaSettings, options: dict[str, Any]) -> Generator[Finding,
         yield Finding(Level.FAIL, CREDENTIALS, problem)
     if members and not refusals:
         yield credentials(kafka)
+        for risk in risks(kafka):
+            yield Finding(Level.WARN, CREDENTIALS, risk)
     return bool(members - away)
 
 
 def credentials(kafka: KafkaSettings) -> Finding:
-    """Say how we have logged in, and warn where the password was sent in clear."""
+    """Say how we have logged in."""
     how = "with TLS" if kafka.tls.enabled else "without TLS"
     if kafka.sasl.mechanism == "none":
         who = "take our certificate" if kafka.tls.certificate else "ask for none"
         return Finding(Level.OK, CREDENTIALS, f"the brokers {who}, {how}")
     login = f"{kafka.sasl.username} may log in by {kafka.sasl.mechanism}, {how}"
-    if kafka.sasl.mechanism == "plain" and not kafka.tls.enabled:
-        advice = "the password is sent in clear; set kafka.tls.enabled, or log in by scram"
-        return Finding(Level.WARN, CREDENTIALS, f"{login}: {advice}")
     return Finding(Level.OK, CREDENTIALS, login)
 
 

@@ -7,9 +7,9 @@ import platform
 import stat
 from typing import TYPE_CHECKING, Final
 
+from worker.assembly import load_model
 from worker.check.findings import Finding, Level
 from worker.errors import WorkerError
-from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
 from worker.inference.cache import DiskCache, tokens_key
 from worker.inference.classifier import Classifier
 from worker.inference.cpu import cpu_flags
@@ -32,7 +32,7 @@ def model(settings: Settings) -> Iterator[Finding]:
     """Load the model, and score a text with it."""
     about = "model"
     try:
-        artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
+        artifact = load_model(settings)
         Classifier(artifact, memory_entries=0).check()
     except WorkerError as error:
         yield Finding(Level.FAIL, about, str(error))

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from worker import pipeline
-from worker.assembly import collect_garbage_rarely, fields_of, open_classifier
+from worker.assembly import collect_garbage_rarely, fields_of, load_model, open_classifier
 from worker.errors import ConfigurationError, ExitCode, WorkerError
 from worker.events.encoding import LabelEncoder
-from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
 from worker.logs.stacks import redacted_errors
 from worker.replay.children import Children, ParentOutputs
 from worker.terminal.progress import Progress
@@ -84,7 +83,7 @@ def replay(
     """
     sources = _sources(files)
     fields = fields_of(settings.input)
-    artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
+    artifact = load_model(settings)
     if child:
         return _label_shard(ParentOutputs(child), sources, settings, artifact)
     _try_inputs(sources, fields, settings.input.max_bytes)

@@ -7,11 +7,10 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
 from worker import pipeline
-from worker.assembly import collect_garbage_rarely, fields_of, open_classifier
+from worker.assembly import collect_garbage_rarely, fields_of, load_model, open_classifier
 from worker.errors import EngineError
 from worker.events.decoding import decode_text, json_decoder
 from worker.events.encoding import LabelEncoder
-from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
 from worker.logs.logger import log
 from worker.logs.stacks import redacted_errors
 from worker.run.unreadable import UnreadableRecords
@@ -19,6 +18,7 @@ from worker.run.watchdog import Watchdog
 from worker.telemetry.metrics import Metrics, Status
 from worker.telemetry.server import serving
 from worker.terminal.signals import StopSignal
+from worker.transports.kafka.clients import risks
 from worker.transports.kafka.records import ProducerRecordEncoder
 from worker.transports.kafka.transport import KafkaTransport, TransportLimits
 
@@ -54,7 +54,7 @@ class ConsumerProcess:
         self._settings = settings
         self._parent = parent
         self._number = parent.child_number if parent else 0
-        self._artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
+        self._artifact = load_model(settings)
         manifest = self._artifact.manifest
         self._metrics = Metrics(manifest.name, self._artifact.digest, manifest.labels)
         self._transport = _transport(settings, self._artifact, self._number)
@@ -76,6 +76,8 @@ class ConsumerProcess:
         with ExitStack() as stack:
             stack.enter_context(self._stop_signal)
             stack.enter_context(self._watchdog)
+            for risk in risks(self._settings.kafka):
+                log.warning("others on the network could interfere", risk=risk)
             classifier = stack.enter_context(
                 closing(open_classifier(self._settings, self._artifact))
             )

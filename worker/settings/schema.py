@@ -9,7 +9,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from worker.logs.logger import log
 from worker.settings.table import SETTINGS
 from worker.strict import Fraction, Strict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 PREFIX: Final = "WORKER_"
 NESTING: Final = "__"
@@ -99,6 +102,10 @@ class EngineSettings(Strict):
     token_budget: int = _setting("engine.token_budget", ge=1, le=2**16)
 
 
+def _given(settings: Strict, group: str, names: Iterable[str]) -> list[str]:
+    return [f"{group}.{name}" for name in names if getattr(settings, name) is not None]
+
+
 class TlsSettings(Strict):
     """How connections to the brokers are encrypted."""
 
@@ -110,6 +117,12 @@ class TlsSettings(Strict):
     key_password_file: Path | None = _setting("kafka.tls.key_password_file")
     check_hostname: bool = _setting("kafka.tls.check_hostname")
 
+    @property
+    def files(self) -> list[str]:
+        """Return the settings of certificates and keys that are given."""
+        names = ("ca", "certificate", "key", "key_password", "key_password_file")
+        return _given(self, "kafka.tls", names)
+
 
 class SaslSettings(Strict):
     """Who the worker is to the brokers."""
@@ -120,6 +133,11 @@ class SaslSettings(Strict):
     username: str | None = _setting("kafka.sasl.username")
     password: SecretStr | None = _setting("kafka.sasl.password")
     password_file: Path | None = _setting("kafka.sasl.password_file")
+
+    @property
+    def credentials(self) -> list[str]:
+        """Return the settings of credentials that are given."""
+        return _given(self, "kafka.sasl", ("username", "password", "password_file"))
 
 
 class KafkaSettings(Strict):
@@ -165,6 +183,14 @@ class KafkaSettings(Strict):
         topics = [*self.input_topics, self.output_topic, self.dead_letter_topic]
         if len(set(topics)) < len(topics):
             raise ValueError("kafka's input, output and dead-letter topics must all be different")
+        if not self.tls.enabled and (unused := self.tls.files):
+            raise ValueError(
+                f"{', '.join(unused)} without kafka.tls.enabled would leave the connection in clear"
+            )
+        if self.sasl.mechanism == "none" and (unused := self.sasl.credentials):
+            raise ValueError(
+                f"{', '.join(unused)} without kafka.sasl.mechanism would be no login at all"
+            )
         if (self.tls.certificate is None) != (self.tls.key is None):
             raise ValueError("kafka.tls.certificate and kafka.tls.key need each other")
         if self.sasl.mechanism != "none" and not (
@@ -206,6 +232,7 @@ class Settings(BaseSettings):
     )
 
     model: Path | None = _setting("model")
+    model_digest: str | None = _setting("model_digest", min_length=1)
     thresholds: dict[str, Fraction] = _setting("thresholds")
     include_text: bool = _setting("include_text")
     input: InputSettings = InputSettings()

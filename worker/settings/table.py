@@ -43,6 +43,12 @@ SETTINGS: Final = {
         flag="--model",
         example="models/mine",
     ),
+    "model_digest": Setting(
+        None,
+        "The digest that the model must have, thresholds included, as labels and `worker check` show "
+        "it. With another model no command that labels begins. By default any model will do.",
+        example="c082742c43d45652",
+    ),
     "include_text": Setting(
         default=False,
         description="With true, the text of each message is copied to its labels. Texts are "

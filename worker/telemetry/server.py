@@ -163,6 +163,9 @@ class _Handler(MetricsHandler):
     """Answers one request."""
 
     server: _Server
+    # No version: it would tell which faults to try.
+    server_version = "worker"
+    sys_version = ""
 
     def do_GET(self) -> None:  # noqa: N802 - the base class calls it by this name
         """Answer with metrics or health."""

@@ -198,6 +198,17 @@ def resume(consumer: KafkaConsumer) -> None:
     consumer.resume(*consumer.assignment())
 
 
+def risks(settings: KafkaSettings) -> Iterator[str]:
+    """Yield what others on the network could do because of the settings."""
+    if settings.sasl.mechanism == "plain" and not settings.tls.enabled:
+        yield "the password is sent in clear; set kafka.tls.enabled, or log in by scram"
+    if settings.tls.enabled and not settings.tls.check_hostname:
+        yield (
+            "kafka.tls.check_hostname is off: whoever has a certificate that is trusted here may "
+            "stand in for a broker"
+        )
+
+
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
     """Return what all clients need: where the brokers are, and who we are to them.
 
