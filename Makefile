@@ -5,11 +5,12 @@ VENV := .venv
 # More than there are cores: some tests wait for a broker while others compute.
 TEST_PROCESSES ?= 6
 CHAOS_SECONDS ?= 900
+FUZZ_SECONDS ?= 3600
 # Some environments forbid Python to keep what it has compiled; the tests start the worker 700 times.
 export PYTHONDONTWRITEBYTECODE :=
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-fast chaos compose-test configuration benchmark-batches benchmark-caches \
+.PHONY: demo test test-fast chaos fuzz compose-test configuration benchmark-batches benchmark-caches \
 	benchmark-check \
 	benchmark-engine benchmark-ladder benchmark-latency benchmark-peers \
 	benchmark-replay benchmark-scale benchmark-stream model clean
@@ -44,6 +45,10 @@ test-fast: $(VENV)/.all
 chaos: $(VENV)/.all build/kafka/.jars
 	$(VENV)/bin/python -m tests.kafka.chaos --seconds $(CHAOS_SECONDS) \
 		$(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
+
+# Invariants with examples that nobody has thought of, for FUZZ_SECONDS; found ones are kept in build/fuzz.
+fuzz: $(VENV)/.all
+	$(VENV)/bin/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 # docker compose up and all that it promises, on a Docker engine.
 compose-test: $(VENV)/.all

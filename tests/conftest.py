@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 from worker.inference.artifact import BUILT_IN_MODEL, MANIFEST_FILE, Artifact, load_artifact
 from worker.inference.classifier import Classifier
@@ -26,7 +27,15 @@ if TYPE_CHECKING:
 settings.register_profile(
     "all", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
-settings.load_profile("all")
+FUZZING = bool(os.environ.get("FUZZ"))
+settings.register_profile(
+    "fuzz",
+    settings.get_profile("all"),
+    derandomize=False,
+    max_examples=2000,
+    database=DirectoryBasedExampleDatabase(Path(__file__).parents[1] / "build" / "fuzz"),
+)
+settings.load_profile("fuzz" if FUZZING else "all")
 
 # Shells ignore it in what they start in the background, and then so do the programs under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,6 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     First come the groups that stay in one process, then the slow tests, each of which goes to
     whichever process is free, then all others, a file at a time.
     """
+    if FUZZING:
+        items[:] = [item for item in items if hasattr(getattr(item, "obj", None), "hypothesis")]
     items.sort(
         key=lambda item: (*(name not in _needs(item) for name in SET_UP_ONCE), _is_fast(item))
     )

@@ -34,7 +34,9 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import KafkaError
 
 from tests.kafka.broker import PATIENCE, Cluster, missing, wait_until
+from tests.kafka.hostile import ATTACKS
 from tests.kafka.proxy import HOST, Api, BlackHole, Call, Cut, Delay, Fault, Ghost, Moment, Proxy
+from tests.kafka.raw import RawProducer
 from tests.kafka.stage import Stage, WorkerProcess
 from tests.kafka.verifier import Report, verify
 from worker.inference.classifier import Classifier
@@ -55,6 +57,8 @@ CHUNK_RECORDS = 64
 NAME = "chaos"
 # So long a fault waits for its request before another takes its turn.
 TURN_SECONDS = 8.0
+# Of the events, so many are followed by hostile records.
+HOSTILE_SHARE = 0.005
 # At so many places faults strike at the same time.
 HANDS = 2
 DRAIN_SECONDS = 300.0
@@ -69,6 +73,7 @@ SETTINGS = {
     "KAFKA__DEADLINE_SECONDS": "5",
     "KAFKA__MAX_POLL_INTERVAL_SECONDS": "12",
     "KAFKA__CHUNK_RECORDS": str(CHUNK_RECORDS),
+    "KAFKA__UNDECODABLE": "dead-letter",
     "RUN__STUCK_SECONDS": "60",
 }
 # In terms of these: within a request's time or beyond it, within all of them or beyond.
@@ -154,9 +159,20 @@ class Feed:
                 try:
                     while not self._done.wait(self._pause):
                         producer.send(self._stage.input, self._value(), key=self._key())
+                        if self._rng.random() < HOSTILE_SHARE:
+                            self._attack()
                 finally:
                     with suppress(KafkaError):
                         producer.close(timeout=PATIENCE)
+
+    def _attack(self) -> None:
+        """Write records that stopped workers once."""
+        name = self._rng.choice(sorted(ATTACKS))
+        # Faults of brokers strike here too; what of it is on the topic is what counts.
+        with suppress(OSError, AssertionError), RawProducer(self._stage.kafka) as producer:
+            producer.append(
+                self._stage.input, self._rng.randrange(PARTITIONS), ATTACKS[name].batch()
+            )
 
     def _key(self) -> bytes:
         return b"player-%d" % self._rng.randrange(12)

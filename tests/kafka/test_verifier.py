@@ -43,6 +43,8 @@ class Record(NamedTuple):
     value: bytes | None
     headers: list[tuple[str, bytes | None]]
     timestamp: int = 1_700_000_000_000
+    serialized_key_size: int = 0
+    serialized_value_size: int = 0
     serialized_header_size: int = 0
 
 

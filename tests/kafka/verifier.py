@@ -14,6 +14,7 @@ from worker import pipeline
 from worker.events.decoding import Fields, json_decoder
 from worker.events.encoding import LabelEncoder
 from worker.events.records import ErrorKind, Skipped, TopicPlace
+from worker.settings.schema import Settings
 from worker.transports.kafka.records import (
     KIND,
     OFFSET,
@@ -21,8 +22,8 @@ from worker.transports.kafka.records import (
     TOPIC,
     ProducerRecordEncoder,
     own_headers,
-    record_of,
 )
+from worker.transports.kafka.transport import item_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,10 +83,10 @@ def replay(
     sources: Sequence[ConsumerRecord], classifier: Classifier, encoder: ProducerRecordEncoder
 ) -> Truth:
     """Return what must come out for each record, by its place."""
+    settings = Settings()
     decode = json_decoder(Fields())
     items = [
-        Skipped(record_of(source)) if source.value is None else decode(record_of(source))
-        for source in sources
+        item_of(decode, settings.input.max_bytes, settings.kafka, source) for source in sources
     ]
     return {
         own_place(source): None if isinstance(outcome, Skipped) else encoder.encode(source, outcome)

@@ -148,7 +148,7 @@ class KafkaTransport:
         self.report = TransportReport()
         self._state = State.AWAY
         self._settings = settings
-        self._decode = partial(_item, decode, limits.max_bytes, settings)
+        self._decode = partial(item_of, decode, limits.max_bytes, settings)
         self._encoder = encoder
         self._member = GroupMember(settings, self.report)
         self._publisher: Publisher = (
@@ -490,9 +490,10 @@ class KafkaTransport:
         commit_alone(self._publisher, offsets, group, self._deadline)
 
 
-def _item(
+def item_of(
     decode: Decoder, max_bytes: int, settings: KafkaSettings, source: ConsumerRecord | Undecodable
 ) -> Item:
+    """Return what a record is: an event, a dead letter by its form or size, or nothing to label."""
     record = record_of(source)
     if isinstance(source, Undecodable):
         return DeadLetter(record, ErrorKind.UNDECODABLE, source.reason)
