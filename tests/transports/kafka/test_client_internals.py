@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.cluster import ClusterMetadata
 from kafka.consumer.fetcher import Fetcher
+from kafka.consumer.subscription_state import SubscriptionState
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.future import Future
 from kafka.net.compat import KafkaNetClient
@@ -43,7 +45,8 @@ if TYPE_CHECKING:
 
 PARTS: dict[type, str] = {
     KafkaAdminClient: "_find_coordinator_id _manager",
-    KafkaConsumer: "_client _coordinator _fetcher",
+    CooperativeStickyAssignor: "member_assignment metadata",
+    KafkaConsumer: "_client _coordinator _fetcher _subscription",
     KafkaProducer: "_accumulator _closed _metadata _sender _transaction_manager",
     ClusterMetadata: "available_partitions_for_topic bootstrap_brokers",
     ConsumerCoordinator: (
@@ -78,6 +81,7 @@ PARTS: dict[type, str] = {
     ProducerBatch: "_record_futures produce_future",
     RecordAccumulator: "_batches _incomplete _tp_lock config",
     Sender: "force_close join wakeup",
+    SubscriptionState: "assigned_partitions",
     TransactionManager: (
         "_enqueue_request clear_in_flight_transactional_request_correlation_id begin_abort begin_commit is_transactional last_error maybe_add_partition_to_transaction "
         "send_offsets_to_transaction"
@@ -160,11 +164,29 @@ def test_a_method_that_is_gone_is_named(
 def test_an_attribute_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     class KafkaConsumerOfTomorrow:
         def __init__(self) -> None:
-            self._client = self._coordinator = None
+            self._client = self._coordinator = self._subscription = None
 
     monkeypatch.setitem(PARTS, KafkaConsumerOfTomorrow, PARTS[KafkaConsumer])
     (name,) = missing()
     assert name.endswith("KafkaConsumerOfTomorrow._fetcher")
+
+
+def owned(metadata: Any) -> dict[str, list[int]]:
+    return {each.topic: list(each.partitions) for each in metadata.owned_partitions}
+
+
+def test_a_member_that_has_lost_its_partitions_does_not_say_that_it_owns_them() -> None:
+    assignor = client_internals.TruthfulAssignor()
+    state = assignor.subscription = SubscriptionState()
+    state.subscribe(["chat"])
+    partitions = [TopicPartition("chat", number) for number in (0, 1)]
+    state.assign_from_subscribed(partitions)
+    assignor.member_assignment = partitions
+    assert owned(assignor.metadata(["chat"])) == {"chat": [0, 1]}
+    # The client does this where the coordinator no longer knows the member.
+    state.assign_from_subscribed([])
+    assert owned(assignor.metadata(["chat"])) == {}
+    assert owned(client_internals.TruthfulAssignor().metadata(["chat"])) == {}
 
 
 def private_accesses(path: Path) -> Iterator[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from kafka import errors as kafka_errors
 from kafka.cluster import collect_hosts
 from kafka.consumer.fetcher import ConsumerRecord, Fetcher
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+    from kafka.consumer.subscription_state import SubscriptionState
     from kafka.future import Future
     from kafka.protocol.metadata import CoordinatorType
     from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
@@ -305,6 +307,31 @@ def forget_paused_records(consumer: KafkaConsumer) -> None:
 
 
 # The group
+
+
+class TruthfulAssignor(CooperativeStickyAssignor):  # type: ignore[misc]  # kafka-python has no types
+    """Tells the group which partitions its consumer owns when it joins.
+
+    The client's own tells what it was last assigned, also when it has lost that with its membership.
+    The leader then gives such a partition to nobody and waits for its revocation, which never comes:
+    it is read by no member until some other rebalance.
+    """
+
+    def __init__(self) -> None:
+        """Own nothing, as long as no consumer is told of."""
+        super().__init__()
+        self.subscription: SubscriptionState | None = None
+
+    def metadata(self, topics: Iterable[str]) -> Any:  # noqa: ANN401 - kafka-python has no types
+        """Return what a member says of itself when it joins."""
+        if self.subscription is not None:
+            self.member_assignment = sorted(self.subscription.assigned_partitions())
+        return super().metadata(topics)
+
+
+def tell_ownership(assignor: TruthfulAssignor, consumer: KafkaConsumer) -> None:
+    """Let an assignor tell what a consumer owns; its consumer has been made with it."""
+    assignor.subscription = consumer._subscription
 
 
 def rejoin_where_forgotten(consumer: KafkaConsumer) -> None:

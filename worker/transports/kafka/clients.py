@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import errors as kafka_errors
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import MemberState
 
 from worker.errors import ConfigurationError, WorkerError
 from worker.transports.kafka.client_internals import (
     ReadingLimits,
+    TruthfulAssignor,
     create_client,
     fetch_with_care,
     forget_paused_records,
     never_send_twice_in_a_transaction,
     rejoin_where_forgotten,
     split_with_care,
+    tell_ownership,
 )
 from worker.transports.kafka.durations import in_ms
 
@@ -100,11 +101,8 @@ def new_consumer(
         KafkaError: the brokers do not answer, or refuse.
 
     """
-    assignor = (
-        CooperativeStickyAssignor
-        if settings.assignment == "cooperative"
-        else RangePartitionAssignor
-    )
+    cooperative = TruthfulAssignor()
+    assignor = cooperative if settings.assignment == "cooperative" else RangePartitionAssignor
     consumer = create_client(
         KafkaConsumer,
         **(
@@ -126,6 +124,7 @@ def new_consumer(
             | more
         ),
     )
+    tell_ownership(cooperative, consumer)
     limits = ReadingLimits(settings.max_batch_bytes, settings.max_header_bytes + more_header_bytes)
     fetch_with_care(consumer, limits)
     return consumer
