@@ -322,16 +322,22 @@ def test_brokers_that_ask_for_no_login_are_reported(site: Site) -> None:
     assert line.startswith("fail the brokers ask for no login there")
 
 
+# What the site has otherwise; empty variables are none.
+NO_TLS = {"KAFKA__TLS__ENABLED": "false", "KAFKA__TLS__CA": ""}
+NO_LOGIN = {
+    "KAFKA__SASL__MECHANISM": "none",
+    "KAFKA__SASL__USERNAME": "",
+    "KAFKA__SASL__PASSWORD": "",
+}
+
+
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        ({"KAFKA__TLS__ENABLED": "false"}, "TLS (kafka.tls.enabled) or a login"),
+        (NO_TLS, "TLS (kafka.tls.enabled) or a login"),
+        (NO_TLS | NO_LOGIN, "TLS (kafka.tls.enabled) or a login"),
         (
-            {"KAFKA__TLS__ENABLED": "false", "KAFKA__SASL__MECHANISM": "none"},
-            "TLS (kafka.tls.enabled) or a login",
-        ),
-        (
-            {"KAFKA__SASL__MECHANISM": "none"},
+            NO_LOGIN,
             "a certificate (kafka.tls.certificate) or a login (kafka.sasl.mechanism)",
         ),
     ],
@@ -347,8 +353,8 @@ def test_what_brokers_may_ask_for_is_reported(
 def test_a_certificate_can_be_the_login(secure_kafka: SecureCluster, secure_site: Site) -> None:
     site, certificates = secure_site, secure_kafka.certificates
     login = {
+        **NO_LOGIN,
         "KAFKA__BROKERS": secure_kafka.mutual_bootstrap,
-        "KAFKA__SASL__MECHANISM": "none",
         "KAFKA__TLS__CERTIFICATE": str(certificates.client),
         "KAFKA__TLS__KEY": str(certificates.client_key),
     }

@@ -137,9 +137,13 @@ def test_files_that_cannot_be_used_end_the_worker_with_a_sentence(
     [
         {"KAFKA__SASL__PASSWORD": "wrong"},
         {"KAFKA__SASL__USERNAME": "nobody"},
-        {"KAFKA__SASL__MECHANISM": "none"},
+        {
+            "KAFKA__SASL__MECHANISM": "none",
+            "KAFKA__SASL__USERNAME": "",
+            "KAFKA__SASL__PASSWORD": "",
+        },
         {"KAFKA__TLS__CA": ""},
-        {"KAFKA__TLS__ENABLED": "false"},
+        {"KAFKA__TLS__ENABLED": "false", "KAFKA__TLS__CA": ""},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
