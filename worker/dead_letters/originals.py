@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from typing import TYPE_CHECKING, Final, Self
 
@@ -11,6 +10,7 @@ from kafka import errors as kafka_errors
 
 from worker.transports.kafka.clients import new_consumer
 from worker.transports.kafka.durations import in_ms
+from worker.transports.kafka.records import sha256_of
 
 if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
@@ -59,7 +59,7 @@ class Originals:
             return None
         partition = TopicPartition(letter.source, letter.partition)
         record = self._record(partition, letter.offset)
-        if record is None or _digest(record.value) != letter.omitted.sha256:
+        if record is None or sha256_of(record.value) != letter.omitted.sha256:
             return None
         return letter.with_event(record.value, record.key, record.headers)
 
@@ -79,7 +79,3 @@ class Originals:
             if time.monotonic() > gives_up:
                 raise kafka_errors.KafkaTimeoutError
         return None
-
-
-def _digest(value: bytes | None) -> str | None:
-    return None if value is None else hashlib.sha256(value).hexdigest()

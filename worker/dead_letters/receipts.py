@@ -12,7 +12,7 @@ import json
 import math
 from bisect import bisect
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import ValidationError
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 Position: TypeAlias = tuple[int, int]
 # A selection as JSON, and the number of a redrive of it.
 _Redrive: TypeAlias = tuple[str, int]
-
-_BEYOND: Final = math.inf
 
 
 class Receipt(Strict):
@@ -105,7 +103,7 @@ class _Offsets:
         if self._added:
             self._runs, self._added = _merged([*self._runs, *self._added]), []
         partition, offset = position
-        index = bisect(self._runs, (partition, offset, _BEYOND)) - 1
+        index = bisect(self._runs, (partition, offset, math.inf)) - 1
         if index < 0:
             return False
         found, _, last = self._runs[index]

@@ -54,8 +54,8 @@ class _Found:
     """What the filters select on the topic.
 
     `letters` has the target topic of each letter that can be sent. The others are counted: those of
-    topics that nobody has named, those that have reached the limit of rounds, those that are no event, and those that carry none which is
-    not to be found either.
+    topics that nobody has named, those that have reached the limit of rounds, those that are no
+    event, and those whose event, which they do not carry, is gone.
     """
 
     letters: dict[Position, str] = field(default_factory=dict)

@@ -40,6 +40,9 @@ class UnreadableRecords:
         """Allow a share of a window to be unreadable; 1 allows everything."""
         self._most = most
         self._window: deque[tuple[int, Counter[ErrorKind]]] = deque()
+        # What all chunks of the window come to.
+        self._records = 0
+        self._kinds: Counter[ErrorKind] = Counter()
         self._untold: Counter[ErrorKind] = Counter()
         self._told = 0.0
 
@@ -55,11 +58,14 @@ class UnreadableRecords:
         kinds = Counter(each.kind for each in outcomes if isinstance(each, DeadLetter))
         self._tell(kinds)
         self._window.append((len(outcomes), kinds))
-        records = sum(number for number, _ in self._window)
-        while records - self._window[0][0] >= WINDOW_RECORDS:
-            records -= self._window.popleft()[0]
-        if records >= WINDOW_RECORDS:
-            self._judge(records)
+        self._records += len(outcomes)
+        self._kinds.update(kinds)
+        while self._records - self._window[0][0] >= WINDOW_RECORDS:
+            records, kinds = self._window.popleft()
+            self._records -= records
+            self._kinds.subtract(kinds)
+        if self._records >= WINDOW_RECORDS:
+            self._judge()
 
     def _tell(self, kinds: Counter[ErrorKind]) -> None:
         self._untold += kinds
@@ -69,16 +75,14 @@ class UnreadableRecords:
             self._untold.clear()
             self._told = now
 
-    def _judge(self, records: int) -> None:
-        kinds = sum((kinds for _, kinds in self._window), Counter())
-        unreadable = sum(kinds[kind] for kind in _FORMS)
-        if unreadable > self._most * records:
-            kind, _ = max(
-                ((k, n) for k, n in kinds.items() if k in _FORMS), key=lambda each: each[1]
-            )
+    def _judge(self) -> None:
+        unreadable = {kind: self._kinds[kind] for kind in _FORMS}
+        number = sum(unreadable.values())
+        if number > self._most * self._records:
+            most_of_them = max(unreadable, key=unreadable.__getitem__)
             raise WorkerError(
-                f"{unreadable} of the last {records} records cannot be read, most of them are "
-                f"{kind}; they are dead letters now, to be redriven",
+                f"{number} of the last {self._records} records cannot be read, most of them are "
+                f"{most_of_them}; they are dead letters now, to be redriven",
                 "see kafka.format, input.text_field and input.id_field; to go on nevertheless, set "
                 "kafka.max_unreadable to 1",
             )

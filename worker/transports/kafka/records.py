@@ -188,6 +188,11 @@ def dead_letter(source: ConsumerRecord, letter: DeadLetter, topic: str) -> Produ
     return ProducerRecord(topic, source.value or b"", source.key, headers, None)
 
 
+def sha256_of(value: bytes | None) -> str | None:
+    """Return the digest by which an event is known that its dead letter does not carry."""
+    return None if value is None else hashlib.sha256(value).hexdigest()
+
+
 def shortened(source: ConsumerRecord, letter: ProducerRecord) -> ProducerRecord:
     """Return a dead letter that carries nothing of its event."""
     value, key = source.value, source.key
@@ -195,7 +200,7 @@ def shortened(source: ConsumerRecord, letter: ProducerRecord) -> ProducerRecord:
         value=None if value is None else len(value),
         key=None if key is None else len(key),
         headers=source.serialized_header_size,
-        sha256=None if value is None else hashlib.sha256(value).hexdigest(),
+        sha256=sha256_of(value),
     )
     ours = letter.headers[len(source.headers) :]
     header = (OMITTED, json.dumps(asdict(omitted)).encode())

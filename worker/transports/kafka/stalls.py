@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 _OPEN_TRANSACTION_SECONDS: Final = 10.0
 
 
+def _standing(
+    last: Mapping[TopicPartition, tuple[int, float]],
+    offsets: Mapping[TopicPartition, int],
+    passed: float,
+) -> dict[TopicPartition, tuple[int, float]]:
+    """Return offsets, and for how many seconds each is what it was at the last look.
+
+    `last` is what this returned then, `passed` seconds ago.
+    """
+    standing = {}
+    for partition, offset in offsets.items():
+        before, seconds = last.get(partition, (offset, -passed))
+        standing[partition] = (offset, seconds + passed if before == offset else 0.0)
+    return standing
+
+
 class StallDetector:
     """Counts for how long each partition with lag stays where it is while nothing is in hand."""
 
@@ -43,13 +59,9 @@ class StallDetector:
             WorkerError: some partitions have not moved for too long.
 
         """
-        waiting = {}
-        for partition, offset in positions.items():
-            if lag[partition]:
-                before, seconds = self._waiting.get(partition, (offset, -passed))
-                waiting[partition] = (offset, seconds + passed if before == offset else 0.0)
-        self._waiting = waiting
-        stuck = sum(seconds > self._stuck_seconds for _, seconds in waiting.values())
+        behind = {each: offset for each, offset in positions.items() if lag[each]}
+        self._waiting = _standing(self._waiting, behind, passed)
+        stuck = sum(seconds > self._stuck_seconds for _, seconds in self._waiting.values())
         if stuck:
             log_stacks()
             raise WorkerError(
@@ -77,20 +89,16 @@ class OpenTransactions:
 
         `ends` is how far partitions can be read, `hidden` how many records come behind that.
         """
-        standing = {}
-        for partition, number in hidden.items():
-            if not number:
-                continue
-            end = ends[partition]
-            before, seconds = self._standing.get(partition, (end, -passed))
-            now = seconds + passed if before == end else 0.0
-            standing[partition] = (end, now)
-            if seconds < _OPEN_TRANSACTION_SECONDS <= now:
+        last = self._standing
+        hiding = {partition: ends[partition] for partition, number in hidden.items() if number}
+        self._standing = _standing(last, hiding, passed)
+        for partition, (end, seconds) in self._standing.items():
+            _, before = last.get(partition, (end, 0.0))
+            if before < _OPEN_TRANSACTION_SECONDS <= seconds:
                 log.warning(
                     "a transaction of a producer stays open: what comes behind it waits",
                     topic=partition.topic,
                     partition=partition.partition,
                     offset=end,
-                    records=number,
+                    records=hidden[partition],
                 )
-        self._standing = standing
