@@ -292,7 +292,12 @@ def test_a_right_that_is_lost_is_waited_for_and_costs_no_label(
     wait_until_ready(worker)
     assert worker.stop() == 0
     expected = [(partition, offset) for partition in (0, 1) for offset in range(len(TEXTS))]
-    assert places(stage) == expected
+    if guarantee == "exactly-once":
+        assert places(stage) == expected
+    else:
+        # The broker answers a fetch that it allowed before the right was lost: these labels may be
+        # out when the commit of their positions is refused, and then come again.
+        assert sorted(set(places(stage))) == expected
 
 
 def test_without_any_right_it_waits_and_says_so(stage: Stage, secure_kafka: SecureCluster) -> None:
