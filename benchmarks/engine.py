@@ -40,7 +40,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 from worker.bench.machine import machine
 from worker.build.graph import largest_normalized, write_graph
 from worker.defaults import TOKEN_BUDGET
-from worker.inference.artifact import GRAPH_FILE, Shape
+from worker.inference.artifact import GRAPH_FILE, WEIGHTS_FILE, Shape
 from worker.inference.cpu import cpu_flags
 from worker.inference.engine import int8_products_saturate, open_session, packed
 
@@ -84,10 +84,15 @@ def our_sessions(
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     heads, exact = model.config.n_heads, int8_products_saturate()
     write_graph(folder, weights, heads=heads)
-    by_row = open_session(folder / GRAPH_FILE, exact_products=exact)
+    by_row = session_of(folder, exact=exact)
     normalized = largest_normalized(folder, [random_ids(10, 10).tolist()])
     write_graph(folder, weights, heads=heads, normalized=normalized)
-    return by_row, open_session(folder / GRAPH_FILE, exact_products=exact)
+    return by_row, session_of(folder, exact=exact)
+
+
+def session_of(folder: Path, *, exact: bool) -> ort.InferenceSession:
+    graph, weights = (folder / GRAPH_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes()
+    return open_session(graph, weights, exact_products=exact)
 
 
 def stock_session(model: DistilBertForSequenceClassification, folder: Path) -> ort.InferenceSession:
@@ -226,7 +231,7 @@ def measure(name: str, rounds: int, most: float | None, folder: Path) -> None:
     size = SIZES[name]
     model = random_model(size)
     (by_row, fixed), stock = our_sessions(model, folder), stock_session(model, folder)
-    widened = open_session(folder / GRAPH_FILE, exact_products=True)
+    widened = session_of(folder, exact=True)
     print(f"\n{name}: {size.layers} layers of {size.dim}, batches of {TOKEN_BUDGET} tokens")
     print("        us a text     over bare products  stock over    share of peak  u8 x u8")
     print("tokens  by row fixed  by row fixed        by row fixed  bare fixed     over fixed")

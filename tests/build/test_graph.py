@@ -21,7 +21,8 @@ from worker.build.graph import (
     quantize_columns,
     write_graph,
 )
-from worker.inference.artifact import GRAPH_FILE, WEIGHTS_FILE, file_sha256
+from worker.build.prepare import file_sha256
+from worker.inference.artifact import GRAPH_FILE, WEIGHTS_FILE
 from worker.inference.engine import Engine, int8_products_saturate
 
 if TYPE_CHECKING:
@@ -98,7 +99,17 @@ def uncut(
 ) -> Artifact:
     folder = tmp_path_factory.mktemp("uncut")
     write_graph(folder, weights_of(checkpoint), heads=checkpoint.model.config.n_heads, cut=False)
-    return replace(tiny_artifact, folder=folder)
+    return rewritten(tiny_artifact, folder)
+
+
+def rewritten(artifact: Artifact, folder: Path) -> Artifact:
+    """Return an artifact with the graph and the weights of another folder."""
+    files = {**artifact.manifest.files}
+    for name in (GRAPH_FILE, WEIGHTS_FILE):
+        files[name] = file_sha256(folder / name)
+    return replace(
+        artifact, folder=folder, manifest=artifact.manifest.model_copy(update={"files": files})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +133,7 @@ def make_fixed(
         folder = tmp_path_factory.mktemp("fixed")
         heads = checkpoint.model.config.n_heads
         write_graph(folder, weights_of(checkpoint), heads=heads, cut=cut, normalized=normalized)
-        return replace(tiny_artifact, folder=folder)
+        return rewritten(tiny_artifact, folder)
 
     return make
 
@@ -267,9 +278,9 @@ def test_fixed_scales_give_the_same_bytes_without_the_cut(
 def test_fixed_scales_alter_the_graph_and_not_its_weights(
     make_fixed: MakeFixed, largest: list[float], tiny_artifact: Artifact
 ) -> None:
-    fixed, by_row = make_fixed(largest).folder, tiny_artifact.folder
-    assert file_sha256(fixed / WEIGHTS_FILE) == file_sha256(by_row / WEIGHTS_FILE)
-    assert file_sha256(fixed / GRAPH_FILE) != file_sha256(by_row / GRAPH_FILE)
+    fixed, by_row = make_fixed(largest).manifest.files, tiny_artifact.manifest.files
+    assert fixed[WEIGHTS_FILE] == by_row[WEIGHTS_FILE]
+    assert fixed[GRAPH_FILE] != by_row[GRAPH_FILE]
 
 
 def test_what_is_beyond_a_fixed_scale_is_cut_off_there(
@@ -296,8 +307,8 @@ def test_each_normalization_is_watched_and_the_folder_left_as_it_was(
 def test_cutting_the_last_layer_alters_the_graph_and_not_its_weights(
     tiny_artifact: Artifact, uncut: Artifact
 ) -> None:
-    assert file_sha256(uncut.folder / GRAPH_FILE) != tiny_artifact.manifest.files[GRAPH_FILE]
-    assert file_sha256(uncut.folder / WEIGHTS_FILE) == tiny_artifact.manifest.files[WEIGHTS_FILE]
+    assert uncut.manifest.files[GRAPH_FILE] != tiny_artifact.manifest.files[GRAPH_FILE]
+    assert uncut.manifest.files[WEIGHTS_FILE] == tiny_artifact.manifest.files[WEIGHTS_FILE]
 
 
 @pytest.mark.skipif(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,14 +15,13 @@ from hypothesis import strategies as st
 
 from tests.build.conftest import LABELS, save_bert, tiny_tokenizer, write_jsonl
 from worker.build.checkpoint import Checkpoint, encode
-from worker.build.prepare import GateLimits, PrepareOptions, prepare
+from worker.build.prepare import GateLimits, PrepareOptions, file_sha256, prepare
 from worker.cli.entry import main
 from worker.errors import ConfigurationError, ExampleFileError, QualityGateError, WorkerError
 from worker.inference.artifact import (
     BUILT_IN_MODEL,
     Calibration,
     Manifest,
-    file_sha256,
     load_artifact,
 )
 from worker.inference.classifier import Classifier
@@ -353,6 +353,27 @@ def test_code_of_a_checkpoint_is_never_run_whatever_anyone_answers(
     with suppress(WorkerError):
         prepare(PrepareOptions(checkpoint, tmp_path / "model"))
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path, name: str
+) -> None:
+    checkpoint = tiny_checkpoint()
+    (checkpoint / name).unlink()
+    os.mkfifo(checkpoint / name)
+    with pytest.raises(WorkerError, match=f"{name} is not a regular file"):
+        prepare(PrepareOptions(checkpoint, tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_file_larger_than_any_of_a_checkpoint_is_not_read(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path, name: str
+) -> None:
+    checkpoint = tiny_checkpoint()
+    os.truncate(checkpoint / name, 1 << 40)
+    with pytest.raises(WorkerError, match=f"{name} has 1099511627776 bytes"):
+        prepare(PrepareOptions(checkpoint, tmp_path / "model"))
 
 
 def test_a_bert_is_no_checkpoint(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +13,11 @@ import pytest
 
 from worker.errors import ArtifactError, ConfigurationError
 from worker.inference.artifact import BUILT_IN_MODEL, MANIFEST_FILE, Artifact, load_artifact
+from worker.inference.engine import Engine
+from worker.inference.tokens import TextTokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -51,6 +56,51 @@ def test_a_single_changed_bit_is_noticed(model_copy: Path, name: str) -> None:
     (model_copy / name).write_bytes(content)
     with pytest.raises(ArtifactError, match=f"{name} is damaged or altered"):
         load_artifact(model_copy)
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link_to_zeros(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "weights.bin", "tokenizer.json", MANIFEST_FILE])
+@pytest.mark.parametrize("put", [make_pipe, link_to_zeros])
+def test_a_file_that_has_no_end_is_named(
+    model_copy: Path, name: str, put: Callable[[Path], None]
+) -> None:
+    (model_copy / name).unlink()
+    put(model_copy / name)
+    with pytest.raises(ArtifactError, match=f"{name} is not a regular file"):
+        load_artifact(model_copy)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "weights.bin", "tokenizer.json", MANIFEST_FILE])
+def test_a_file_that_is_larger_than_any_model_is_not_read(model_copy: Path, name: str) -> None:
+    os.truncate(model_copy / name, 1 << 40)
+    with pytest.raises(ArtifactError, match=f"{name} has 1099511627776 bytes"):
+        load_artifact(model_copy)
+
+
+def test_a_link_to_a_file_is_followed(model_copy: Path, tmp_path: Path) -> None:
+    shutil.move(model_copy / "weights.bin", tmp_path / "elsewhere")
+    (model_copy / "weights.bin").symlink_to(tmp_path / "elsewhere")
+    load_artifact(model_copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [("model.onnx", Engine), ("weights.bin", Engine), ("tokenizer.json", TextTokenizer)],
+)
+def test_a_file_that_changes_after_the_check_is_not_loaded(
+    model_copy: Path, name: str, load: Callable[[Artifact], object]
+) -> None:
+    artifact = load_artifact(model_copy)
+    (model_copy / name).write_bytes(b"another")
+    with pytest.raises(ArtifactError, match=f"{name} is damaged or altered"):
+        load(artifact)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"labels": []}', "\x00"])

@@ -135,6 +135,34 @@ def test_a_graph_that_onnxruntime_cannot_load_is_an_artifact_error(model_copy: P
         Engine(load_artifact(model_copy))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("location", "others.bin"),
+        ("location", "../others.bin"),
+        ("location", "*/_ORT_MEM_ADDR_/*"),
+        ("offset", str(1 << 40)),
+        ("length", str(1 << 40)),
+    ],
+)
+def test_a_graph_reads_no_bytes_but_its_verified_weights(
+    model_copy: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = model_copy / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    (entry,) = (entry for entry in tensor.external_data if entry.key == key)
+    entry.value = value
+    path.write_bytes(model.SerializeToString())
+    sign(model_copy, "model.onnx")
+    for folder in (model_copy, model_copy.parent):
+        shutil.copy(model_copy / "weights.bin", folder / "others.bin")
+    monkeypatch.chdir(model_copy)
+    with pytest.raises(ArtifactError, match="cannot load"):
+        Engine(load_artifact(model_copy))
+
+
 def test_a_graph_of_another_version_is_an_artifact_error(model_copy: Path) -> None:
     (model_copy / "model.onnx").write_bytes(PROBE_FILE.read_bytes())
     sign(model_copy, "model.onnx")

@@ -25,6 +25,7 @@ TASK_OF_PROBLEM_TYPE = {
     "multi_label_classification": Task.SEVERAL,
 }
 _TOKENS_A_BATCH = 4096
+_MOST_BYTES_OF_TEXT = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,10 @@ def load_tokenizer(name: str, *, local: bool) -> Tokenizer:
     With `local` the name is always that of a folder, never a hub id.
 
     Raises:
-        WorkerError: there is none.
+        WorkerError: there is none, or a file of its folder has no end.
 
     """
+    _refuse_files_without_end(Path(name))
     try:
         tokenizer = getattr(
             AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False),
@@ -106,6 +108,18 @@ def load_tokenizer(name: str, *, local: bool) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def _refuse_files_without_end(folder: Path) -> None:
+    """Make sure that nothing in a checkpoint is read for ever, or into all memory."""
+    for path in folder.glob("*"):
+        if not path.is_file() and not path.is_dir():
+            raise WorkerError(f"{path} is not a regular file", "name a folder of regular files")
+        if path.suffix in {".json", ".txt"} and path.stat().st_size > _MOST_BYTES_OF_TEXT:
+            raise WorkerError(
+                f"{path} has {path.stat().st_size} bytes, more than any checkpoint's",
+                "name a checkpoint folder such as `worker finetune` writes",
+            )
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[list[int]]:

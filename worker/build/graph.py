@@ -89,13 +89,8 @@ def largest_normalized(folder: Path, batches: Iterable[Sequence[Sequence[int]]])
     model.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
     )
-    # It stands beside the weights, where it finds them.
-    watched = folder / f"watched-{GRAPH_FILE}"
-    watched.write_bytes(serialize(model.graph))
-    try:
-        session = open_session(watched, exact_products=int8_products_saturate())
-    finally:
-        watched.unlink()
+    weights = (folder / WEIGHTS_FILE).read_bytes()
+    session = open_session(serialize(model.graph), weights, exact_products=int8_products_saturate())
     largest = np.zeros(len(names), dtype=np.float32)
     for batch in batches:
         values = session.run(names, packed(batch))

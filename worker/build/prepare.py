@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -30,7 +31,6 @@ from worker.inference.artifact import (
     MeasuredQuality,
     Provenance,
     Shape,
-    file_sha256,
     load_artifact,
 )
 from worker.inference.classifier import Classifier
@@ -171,6 +171,12 @@ def _write_model(
         ) from None
     _write_manifest(folder, manifest)
     return manifest
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's sha256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _measure(

@@ -1,13 +1,17 @@
 """The artifact: a folder with a model, its tokenizer and the manifest that describes them.
 
 It is the only bridge between building a model and running it. Every file is compared with the
-manifest before any work, so that no label ever comes from a damaged model.
+manifest before any work, and again as it is loaded, so that no label ever comes from a model that
+is damaged or was changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -20,14 +24,20 @@ from worker.inference.decisions import Task
 from worker.strict import Fraction, Strict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from io import BufferedReader
 
 GRAPH_FILE: Final = "model.onnx"
 WEIGHTS_FILE: Final = "weights.bin"
 TOKENIZER_FILE: Final = "tokenizer.json"
 MANIFEST_FILE: Final = "manifest.json"
 BUILT_IN_MODEL: Final = Path(__file__).parents[1] / "models" / "emotion"
-FILES: Final = (GRAPH_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
+FileName = Literal["model.onnx", "weights.bin", "tokenizer.json"]
+FILES: Final[tuple[FileName, ...]] = (GRAPH_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
+# Far above any model of the kind; a sparse file of terabytes must not be hashed or loaded.
+_MOST_BYTES: Final = {WEIGHTS_FILE: 8 << 30, MANIFEST_FILE: 16 << 20}
+_MOST_BYTES_OF_OTHERS: Final = 256 << 20
+_NAME_A_FOLDER: Final = "name a model folder such as `worker prepare` writes"
 _DIGEST_DIGITS: Final = 16
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -123,7 +133,7 @@ class Manifest(Strict):
     thresholds: dict[str, Fraction]
     max_tokens: Annotated[int, Field(ge=3)]
     shape: Shape
-    files: dict[Literal["model.onnx", "weights.bin", "tokenizer.json"], Sha256]
+    files: dict[FileName, Sha256]
     source: Provenance
     quality: MeasuredQuality | None
 
@@ -155,6 +165,35 @@ class Artifact:
         parts = [self.manifest.labels, self.manifest.max_tokens, self.thresholds]
         return _digest([self.scores_digest, *parts])[:_DIGEST_DIGITS]
 
+    def read(self, name: FileName) -> bytes:
+        """Return a file of the model as it is in the manifest.
+
+        Raises:
+            ArtifactError: the file is missing, altered, too large or no regular file.
+
+        """
+        content = _read(self.folder / name)
+        self._compare(name, hashlib.sha256(content).hexdigest())
+        return content
+
+    def verify(self) -> None:
+        """Compare all files with the manifest.
+
+        Raises:
+            ArtifactError: a file is missing, altered, too large or no regular file.
+
+        """
+        for name in FILES:
+            with _opened(self.folder / name) as file:
+                self._compare(name, hashlib.file_digest(file, "sha256").hexdigest())
+
+    def _compare(self, name: FileName, sha256: str) -> None:
+        if sha256 != self.manifest.files[name]:
+            raise ArtifactError(
+                f"{self.folder / name} is damaged or altered: its sha256 is not the manifest's",
+                "restore the model folder or prepare it anew",
+            )
+
 
 def load_artifact(folder: Path, thresholds: Mapping[str, float] | None = None) -> Artifact:
     """Verify a model folder; `thresholds` override the manifest's, label by label.
@@ -166,14 +205,10 @@ def load_artifact(folder: Path, thresholds: Mapping[str, float] | None = None) -
 
     """
     manifest = _read_manifest(folder / MANIFEST_FILE)
-    for name, expected in manifest.files.items():
-        if file_sha256(folder / name) != expected:
-            raise ArtifactError(
-                f"{folder / name} is damaged or altered: its sha256 is not the manifest's",
-                "restore the model folder or prepare it anew",
-            )
     effective = manifest.thresholds | _checked_thresholds(manifest, thresholds or {})
-    return Artifact(folder, manifest, tuple(effective[label] for label in manifest.labels))
+    artifact = Artifact(folder, manifest, tuple(effective[label] for label in manifest.labels))
+    artifact.verify()
+    return artifact
 
 
 def _checked_thresholds(manifest: Manifest, thresholds: Mapping[str, float]) -> dict[str, float]:
@@ -196,25 +231,34 @@ def _checked_thresholds(manifest: Manifest, thresholds: Mapping[str, float]) -> 
     return {label: float(threshold) for label, threshold in thresholds.items()}
 
 
-def file_sha256(path: Path) -> str:
-    """Return a model file's sha256 in hex.
+def _read(path: Path) -> bytes:
+    with _opened(path) as file:
+        return file.read()
 
-    Raises:
-        ArtifactError: the file cannot be read.
 
-    """
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        # Without it, opening a named pipe waits for ever.
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ArtifactError(f"{path} is not a regular file", _NAME_A_FOLDER)
+            if status.st_size > _MOST_BYTES.get(path.name, _MOST_BYTES_OF_OTHERS):
+                raise ArtifactError(
+                    f"{path} has {status.st_size} bytes, more than any model's", _NAME_A_FOLDER
+                )
+            yield file
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise ArtifactError(f"cannot read {path}: {error.strerror}", _NAME_A_FOLDER) from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _read_manifest(path: Path) -> Manifest:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    content = _read(path)
     try:
         version = json.loads(content)["schema_version"]
     except (ValueError, TypeError, KeyError):
@@ -232,13 +276,6 @@ def _read_manifest(path: Path) -> Manifest:
             f"{path} is not a valid model manifest (at {where or 'its top level'})",
             "restore the model folder or prepare it anew",
         ) from None
-
-
-def _unreadable(path: Path, error: OSError) -> ArtifactError:
-    return ArtifactError(
-        f"cannot read {path}: {error.strerror}",
-        "name a model folder such as `worker prepare` writes",
-    )
 
 
 def _digest(parts: list[object]) -> str:

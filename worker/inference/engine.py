@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from worker.errors import ArtifactError, EngineError
-from worker.inference.artifact import GRAPH_FILE
+from worker.inference.artifact import GRAPH_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,8 +64,9 @@ class Engine:
         """
         self.exact_products = int8_products_saturate() if exact_products is None else exact_products
         path = artifact.folder / GRAPH_FILE
+        graph, weights = artifact.read(GRAPH_FILE), artifact.read(WEIGHTS_FILE)
         try:
-            self._session = open_session(path, exact_products=self.exact_products)
+            self._session = open_session(graph, weights, exact_products=self.exact_products)
         except Exception:  # noqa: BLE001 - onnxruntime's errors share no base, and quote paths
             raise ArtifactError(f"onnxruntime {ort.__version__} cannot load {path}") from None
         self._check_shape(artifact)
@@ -125,13 +126,20 @@ def packed(batch: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
     }
 
 
-def open_session(path: Path, *, exact_products: bool) -> ort.InferenceSession:
-    """Load a graph as the engine runs it: in one thread, without the fusions that are slower."""
+def open_session(graph: bytes, weights: bytes, *, exact_products: bool) -> ort.InferenceSession:
+    """Load a graph as the engine runs it: in one thread, without the fusions that are slower.
+
+    `weights` is the content of `weights.bin`, the only file that a graph may name: onnxruntime opens
+    none itself, and fails where a graph names another.
+    """
     options = session_options()
+    options.add_external_initializers_from_files_in_memory(
+        [WEIGHTS_FILE], [weights], [len(weights)]
+    )
     if exact_products:
         options.add_session_config_entry("session.x64quantprecision", "1")
     return ort.InferenceSession(
-        path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOW_FUSIONS
+        graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOW_FUSIONS
     )
 
 

@@ -50,9 +50,9 @@ class TextTokenizer:
             ArtifactError: the file is not a tokenizer.
 
         """
-        path = artifact.folder / TOKENIZER_FILE
+        path, content = artifact.folder / TOKENIZER_FILE, artifact.read(TOKENIZER_FILE)
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_buffer(content)
         except Exception:  # noqa: BLE001 - tokenizers raises bare exceptions
             raise ArtifactError(f"{path} is not a tokenizer", "prepare the model anew") from None
         self._tokenizer.no_padding()
