@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -322,6 +323,19 @@ def test_a_bad_header_of_a_later_input_is_an_error_before_any_work(
     (tmp_path / "in.csv").write_text("user,message\n", encoding="utf-8")
     assert replay("in.txt", "in.csv", "-o", "out").code == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("output", [[], ["-o", "out"]])
+def test_dead_letters_are_their_owners_alone_unless_the_file_says_otherwise(
+    replay: Any, tmp_path: Path, output: list[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text("{\n")
+    assert replay("in.jsonl", *output, "--dead-letters", "new").code == 3
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o600
+    (tmp_path / "shared").touch()
+    (tmp_path / "shared").chmod(0o640)
+    assert replay("in.jsonl", *output, "--overwrite", "--dead-letters", "shared").code == 3
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o640
 
 
 def test_dead_letters_can_be_thrown_away(replay: Any, tmp_path: Path) -> None:

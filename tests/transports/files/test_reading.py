@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import os
 import re
 import warnings
@@ -29,6 +30,7 @@ from worker.transports.files.reading import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 BOM = b"\xef\xbb\xbf"
@@ -59,12 +61,16 @@ def open_input(
     return InputFile(str(path), form, Fields(), limit, start)
 
 
+def rows_in(file: InputFile) -> Iterator[Line]:
+    return filter(None, file.rows())
+
+
 def read_rows(
     path: Path, form: Format, limit: int = 2**20, start: FilePosition = START
 ) -> list[Line]:
     file = open_input(path, form, limit, start)
     try:
-        return list(file.rows())
+        return list(rows_in(file))
     finally:
         file.close()
 
@@ -78,7 +84,7 @@ def rows_of(tmp_path: Path, content: bytes, form: Format, limit: int = 2**20) ->
 def texts_of(path: Path, form: Format) -> list[str | None]:
     """Return the texts of a file; None stands for a dead letter."""
     file = open_input(path, form)
-    items = [file.decode(Record(row.data, FilePlace("input", row.number))) for row in file.rows()]
+    items = [file.decode(Record(row.data, FilePlace("input", row.number))) for row in rows_in(file)]
     file.close()
     return [item.text if isinstance(item, Event) else None for item in items]
 
@@ -169,7 +175,7 @@ def test_a_file_on_disk_is_always_ready(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(gzip.compress(b"a\n") if suffix else b"a\n")
     file = open_input(path, Format.TEXT)
     assert file.ready(0)
-    assert len(list(file.rows())) == 1
+    assert len(list(rows_in(file))) == 1
     assert file.ready(0)
     file.close()
 
@@ -181,7 +187,7 @@ def lines_of_a_row(raw: bytes) -> list[bytes]:
     """Join lines, as long as one ends inside quotes, without the ends of rows."""
     rows, row, inside = [], b"", False
     for line in raw.removesuffix(b"\n").split(b"\n"):
-        inside = ends_inside_quotes(line, inside=inside)
+        inside = bool(ends_inside_quotes(line, inside=inside))
         row += line + (b"\n" if inside else b"")
         if not inside:
             rows.append(row.removesuffix(b"\r"))
@@ -212,10 +218,13 @@ def test_rows_end_where_the_csv_module_ends_them(table: list[list[str]]) -> None
         (b'b""', True, True),
         (b'""', False, False),
         (b'"""', False, True),
+        (b'"b"\r', False, False),
+        (b'"b"c', False, None),
+        (b'b"c,"d', True, None),
     ],
 )
 def test_a_field_is_quoted_only_if_it_starts_with_a_quote(
-    line: bytes, *, starts_inside: bool, ends_inside: bool
+    line: bytes, *, starts_inside: bool, ends_inside: bool | None
 ) -> None:
     assert ends_inside_quotes(line, inside=starts_inside) is ends_inside
 
@@ -286,12 +295,12 @@ def test_a_file_goes_on_from_the_end_of_any_row(
     # A header must be within the limit.
     limit = max(limit, 12) if form in {Format.CSV, Format.TSV} else limit
     file = InputFile(str(path), form, fields, limit, START)
-    rows = list(file.rows())
+    rows = list(rows_in(file))
     file.close()
     assert len(rows) > 2
     for index, row in enumerate(rows, 1):
         file = InputFile(str(path), form, fields, limit, row.end)
-        assert list(file.rows()) == rows[index:]
+        assert list(rows_in(file)) == rows[index:]
         file.close()
 
 
@@ -353,6 +362,24 @@ def test_a_quote_that_never_closes_costs_one_row(tmp_path: Path) -> None:
     assert rows == [b'1,"gg', *(b"%d,fine" % n for n in range(2, 50))]
 
 
+@pytest.mark.parametrize("last", [b"", b'x"y\n', b'x",y\n'])
+def test_a_chain_of_open_quotes_is_not_looked_at_again_from_each_of_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bytes
+) -> None:
+    chain, looked_at = [b'a",b,"'] * 3000, []
+
+    def ends(line: bytes, *, inside: bool) -> bool | None:
+        looked_at.append(line)
+        return ends_inside_quotes(line, inside=inside)
+
+    monkeypatch.setattr(reading, "ends_inside_quotes", ends)
+    rows = rows_of(tmp_path, b"text\n" + b"\n".join(chain) + b"\n" + last, Format.CSV)
+    joined = b"\n".join([*chain[-999:], last.rstrip()])
+    alone = [*chain, *last.splitlines()]
+    assert rows == (alone if last != b'x",y\n' else [*chain[:-999], joined])
+    assert len(looked_at) <= 3 * len(chain)
+
+
 def test_a_quote_that_closes_where_another_row_quotes_a_field_costs_one_row(tmp_path: Path) -> None:
     content = b'id,text\n1,"gg\n2,fine\n3,"well, played"\n4,fine\n'
     rows = rows_of(tmp_path, content, Format.CSV)
@@ -375,7 +402,7 @@ def test_no_more_is_read_ahead_for_a_closing_quote_than_the_limit(tmp_path: Path
     path = tmp_path / "input.csv"
     path.write_bytes(b'id,text\n1,"gg\n' + b"2,fine\n" * 200_000)
     file = open_input(path, Format.CSV, limit=1000)
-    assert next(file.rows()).data == b'1,"gg'
+    assert next(rows_in(file)).data == b'1,"gg'
     assert file.bytes_read() <= 2**16
     file.close()
 
@@ -407,7 +434,7 @@ def test_a_column_of_texts_can_have_any_name(tmp_path: Path) -> None:
     path = tmp_path / "input.csv"
     path.write_bytes(b'"chat, message",id\ngg,1\n')
     file = InputFile(str(path), Format.CSV, Fields(text="chat, message"), 2**20, START)
-    (row,) = file.rows()
+    (row,) = rows_in(file)
     file.close()
     event = file.decode(Record(row.data, FilePlace("input", 2)))
     assert isinstance(event, Event)
@@ -460,10 +487,35 @@ def test_damage_in_the_middle_of_gzip_data_leaves_the_rows_before_it(tmp_path: P
     path = tmp_path / "input.txt.gz"
     path.write_bytes(gzip.compress(b"gg\n" * 50_000)[:-8])
     file = open_input(path, Format.TEXT)
-    rows = file.rows()
+    rows = rows_in(file)
     assert next(rows).data == b"gg"
     with pytest.raises(WorkerError):
         list(rows)
+    file.close()
+
+
+@pytest.mark.parametrize("form", [Format.TEXT, Format.JSONL])
+def test_packed_data_that_expand_without_end_are_an_error(tmp_path: Path, form: Format) -> None:
+    path = tmp_path / "input.gz"
+    path.write_bytes(gzip.compress(b"\n" * 2**21))
+    with pytest.raises(WorkerError, match=r"unpacks to more than 100 times its size.*gunzip"):
+        read_rows(path, form)
+
+
+def test_packed_data_may_expand_as_far_as_messages_do(tmp_path: Path) -> None:
+    path = tmp_path / "input.gz"
+    lines = [json.dumps({"id": f"{number:08}", "text": "gg"}) for number in range(50_000)]
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    assert len(read_rows(path, Format.JSONL)) == len(lines)
+
+
+def test_a_file_of_blank_lines_can_be_left(tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(b"\n" * 100_000 + b'{"text": "gg"}\n')
+    file = open_input(path, Format.JSONL)
+    rows = file.rows()
+    assert [next(rows) for _ in range(10)] == [None] * 10
+    assert [row.number for row in filter(None, rows)] == [100_001]
     file.close()
 
 
@@ -474,7 +526,7 @@ def test_bytes_read_are_those_of_the_packed_file(tmp_path: Path) -> None:
     path = tmp_path / "input.txt.gz"
     path.write_bytes(gzip.compress(b"gg\n" * 50_000))
     file = open_input(path, Format.TEXT)
-    assert len(list(file.rows())) == 50_000
+    assert len(list(rows_in(file))) == 50_000
     assert file.bytes_read() == path.stat().st_size
     file.close()
 
@@ -482,7 +534,7 @@ def test_bytes_read_are_those_of_the_packed_file(tmp_path: Path) -> None:
 def test_standard_input_is_read_as_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"gg\nwp\n")))
     file = open_input("-", Format.TEXT)
-    assert [row.data for row in file.rows()] == [b"gg", b"wp"]
+    assert [row.data for row in rows_in(file)] == [b"gg", b"wp"]
     file.close()
 
 
@@ -493,5 +545,5 @@ def test_how_far_a_pipe_was_read_is_not_known(monkeypatch: pytest.MonkeyPatch) -
     with os.fdopen(read_end) as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
         file = open_input("-", Format.TEXT)
-        assert len(list(file.rows())) == 2
+        assert len(list(rows_in(file))) == 2
         assert file.bytes_read() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -216,3 +217,14 @@ def test_a_run_without_checkpoint_cannot_write_over_one_that_has(tmp_path: Path)
     harness.close()
     StreamedOutputs(harness.output, harness.letters, overwrite=True).close()
     assert not (tmp_path / "out.jsonl.checkpoint").exists()
+
+
+def test_a_file_of_nothing_but_blank_lines_can_be_left(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\n" * 50_000)
+    outputs = open_outputs(tmp_path / "out.jsonl", tmp_path / "dead.jsonl")
+    source = InputSource(str(path), path.name, Format.JSONL)
+    transport = FileTransport([source], Fields(), 1000, outputs, ENCODER)
+    for chunk in islice(transport.chunks(), 5):
+        assert chunk.position.input == 0
+    outputs.close()

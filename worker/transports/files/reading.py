@@ -27,7 +27,13 @@ STANDARD_INPUT: Final = "-"
 _READ_BYTES: Final = 2**16
 # A quote that never closes makes up to this many lines be read twice.
 _ROW_LINES: Final = 1000
+_BLANK_LINES: Final = 10_000
+# Chat packs to a tenth at best, by gzip. What a file of messages unpacks to is labelled message by
+# message: without a bound, a few kilobytes of packed newlines would fill a disk with labels.
+_MOST_EXPANSION: Final = 100
+_EXPANSION_FROM_BYTES: Final = 2**20
 _QUOTE: Final = ord('"')
+_AFTER_A_QUOTE: Final = {b",", b"\r", b""}
 _UNREADABLE: Final = (OSError, EOFError, zlib.error)
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
@@ -147,6 +153,21 @@ class LineReader:
         return bool(read)
 
 
+class _GzipFile(gzip.GzipFile):
+    """Packed data that must not expand further than messages do."""
+
+    def read1(self, size: int = -1) -> bytes:
+        data = super().read1(size)
+        unpacked = self.tell()
+        packed = self.fileobj.tell()  # type: ignore[union-attr]  # typeshed gives it no position
+        if unpacked > _EXPANSION_FROM_BYTES and unpacked > _MOST_EXPANSION * packed:
+            raise WorkerError(
+                f"cannot read {self.name}: it unpacks to more than {_MOST_EXPANSION} times its size",
+                "if it is to be trusted, unpack it yourself: gunzip",
+            )
+        return data
+
+
 class InputFile:
     """One input, opened at a position: it yields records as bytes, and `decode` decodes one."""
 
@@ -163,7 +184,9 @@ class InputFile:
         self.path = path
         self._form = form
         self._limit = limit
+        # Lines to be read anew, and how many of the first of them do not close quotes.
         self._pushed_back: deque[Line] = deque()
+        self._open = 0
         try:
             self._file = _open(path)
         except OSError as error:
@@ -190,19 +213,24 @@ class InputFile:
         packed = getattr(self._file, "fileobj", self._file)
         return int(packed.tell()) if packed.seekable() else 0
 
-    def rows(self) -> Iterator[Line]:
+    def rows(self) -> Iterator[Line | None]:
         """Yield the records; a blank line is one in plain text only.
+
+        After many blank lines comes a None, so that a file of nothing else can be left.
 
         Raises:
             WorkerError: the rest of the file cannot be read.
 
         """
+        blank = 0
         try:
             while (line := self._next_line()) is not None:
                 row = self._whole_row(line) if self._form is Format.CSV else line
                 data = row.data if row.part else row.data.removesuffix(b"\r")
                 if row.part or not self._is_blank(data):
                     yield row._replace(data=data)
+                elif (blank := blank + 1) % _BLANK_LINES == 0:
+                    yield None
         except _UNREADABLE as error:
             raise _cannot_read(self.path, error) from None
 
@@ -216,6 +244,7 @@ class InputFile:
         return not row and self._form is not Format.TEXT
 
     def _next_line(self) -> Line | None:
+        self._open = max(0, self._open - 1)
         return self._pushed_back.popleft() if self._pushed_back else self._lines.next_line()
 
     def _whole_row(self, first: Line) -> Line:
@@ -225,23 +254,30 @@ class InputFile:
         within the limit of bytes and a thousand lines, or close in the middle of a field. The lines
         after it are read anew, so that one stray quote costs one row.
         """
-        lines = [first]
-        size = len(first.data)
-        inside = first.part == 0 and ends_inside_quotes(first.data, inside=False)
+        if first.part or not ends_inside_quotes(first.data, inside=False):
+            return first
+        lines = [first, *(self._pushed_back.popleft() for _ in range(self._open))]
+        size = sum(len(line.data) + 1 for line in lines) - 1
+        inside: bool | None = True
         while inside:
             line = self._next_line()
             size += len(line.data) + 1 if line else 0
             too_long = size > self._limit or len(lines) >= _ROW_LINES
             if line is None or line.part or too_long:
-                self._pushed_back.extend(lines[1:] + ([line] if line else []))
-                return first
-            lines.append(line)
+                return self._alone(lines, line)
             inside = ends_inside_quotes(line.data, inside=True)
-        row = b"\n".join(line.data for line in lines)
-        if len(lines) > 1 and not _is_row(row):
-            self._pushed_back.extend(lines[1:])
-            return first
-        return first._replace(data=row, end=lines[-1].end)
+            if not inside and (inside is None or not _is_row([*lines, line])):
+                return self._alone(lines, line)
+            lines.append(line)
+        return first._replace(data=b"\n".join(line.data for line in lines), end=lines[-1].end)
+
+    def _alone(self, lines: list[Line], last: Line | None) -> Line:
+        """Give up a row at its last line: return its first line, and read the others anew."""
+        self._pushed_back.extendleft(reversed([*lines[1:], *([last] if last else [])]))
+        # Whichever of these lines opens quotes next, they stay open over the same lines: without
+        # looking at them again, a chain of such lines does not cost the square of its length.
+        self._open = len(lines) - 1
+        return lines[0]
 
     def _decoder(self, fields: Fields) -> Decoder:
         if self._form is Format.TEXT:
@@ -263,9 +299,10 @@ class InputFile:
         return row_decoder(columns, fields, delimiter)
 
 
-def ends_inside_quotes(line: bytes, *, inside: bool) -> bool:
+def ends_inside_quotes(line: bytes, *, inside: bool) -> bool | None:
     """Return whether a CSV line ends inside a quoted field, given whether it starts inside one.
 
+    It is None where a row cannot be so, because something follows the quote that closes a field.
     The rules are those of RFC 4180: a field is quoted only if it starts with a quote, and two
     quotes inside it stand for one.
     """
@@ -282,15 +319,17 @@ def ends_inside_quotes(line: bytes, *, inside: bool) -> bool:
                 cursor += 1
                 continue
             inside = False
+            if line[cursor : cursor + 1] not in _AFTER_A_QUOTE:
+                return None
         cursor = line.find(b",", cursor) + 1
         if cursor == 0:
             return False
     return inside
 
 
-def _is_row(row: bytes) -> bool:
+def _is_row(lines: list[Line]) -> bool:
     try:
-        split_row(row, ",")
+        split_row(b"\n".join(line.data for line in lines), ",")
     except csv.Error:
         return False
     except UnicodeDecodeError:
@@ -304,7 +343,7 @@ def _open(path: str) -> IO[bytes]:
             raise WorkerError("standard input is closed", "name a file instead of -")
         return sys.stdin.buffer
     if path.endswith(".gz"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]  # a GzipFile in all but its type
+        return _GzipFile(path, "rb")  # type: ignore[return-value]  # typeshed does not call it a file
     return Path(path).open("rb")
 
 

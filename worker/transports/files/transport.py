@@ -133,11 +133,16 @@ class FileTransport:
                 lines, size = [], 0
             elif not ready:
                 yield [], position
-            elif (line := next(rows, None)) is None:
-                break
             else:
-                lines.append(line)
-                size += len(line.data)
+                try:
+                    line = next(rows)
+                except StopIteration:
+                    break
+                if line:
+                    lines.append(line)
+                    size += len(line.data)
+                elif not lines:
+                    yield [], position
         yield lines, ReplayPosition(input=begin.input + 1)
 
     def _chunk(

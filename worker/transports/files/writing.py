@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _READ_BYTES: Final = 2**20
+# Rights of files that are made here. Dead letters hold what people wrote: they are their owner's.
+_OF_ANY_FILE: Final = 0o666
+_OF_LETTERS: Final = 0o600
 _EMPTY_SHA256: Final = hashlib.sha256().hexdigest()
 _CONTINUES: Final = "run the same command again once there is room: it continues"
 
@@ -134,7 +137,7 @@ class StreamedOutputs:
         """Append lines; dead letters go first, so that none is missing before a later label."""
         if letters:
             if self._letters is None:
-                self._letters = _open_append(self._letters_path, fcntl.LOCK_SH)
+                self._letters = _open_append(self._letters_path, fcntl.LOCK_SH, _OF_LETTERS)
             with _explained_write_errors(self._letters_path):
                 self._letters.write(_lines(letters))
                 self._letters.flush()
@@ -170,8 +173,8 @@ class CheckpointedOutputs:
         """
         self._path = checkpoint_of(labels)
         self._letters_path = letters
-        self._labels = _AppendFile(labels)
-        self._letters = _AppendFile(letters)
+        self._labels = _AppendFile(labels, _OF_ANY_FILE)
+        self._letters = _AppendFile(letters, _OF_LETTERS)
         try:
             self._checkpoint = self._begin(labels, letters, run, overwrite=overwrite)
         except WorkerError:
@@ -264,8 +267,9 @@ class CheckpointedOutputs:
 class _AppendFile:
     """A file that is appended to, and the digest of what it holds."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rights: int) -> None:
         self._path = path
+        self._rights = rights
         self._file: IO[bytes] | None = None
         self._digest = hashlib.sha256()
         self._bytes = 0
@@ -277,7 +281,7 @@ class _AppendFile:
     def open(self) -> None:
         """Open the file, or create it, and lock other runs out."""
         if self._file is None:
-            self._file = _open_append(self._path, fcntl.LOCK_EX)
+            self._file = _open_append(self._path, fcntl.LOCK_EX, self._rights)
 
     def check(self, written: _Written) -> None:
         """Check that the file, if it was opened, still starts with what was written."""
@@ -387,10 +391,14 @@ def _refuse_foreign(*paths: Path) -> None:
             )
 
 
-def _open_append(path: Path, lock: int) -> IO[bytes]:
+def _open_append(path: Path, lock: int, rights: int = _OF_ANY_FILE) -> IO[bytes]:
     """Open a file to append to; LOCK_EX locks it for one run, LOCK_SH for all that append."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, rights)
+
     with _explained_write_errors(path):
-        file = path.open("ab")
+        file = open(path, "ab", opener=opener)  # noqa: SIM115 - returned
     try:
         fcntl.flock(file, lock | fcntl.LOCK_NB)
     except OSError:
