@@ -62,12 +62,9 @@ def takes_any_text(path: tuple[str, ...]) -> bool:
     return bool(kinds & {str, Path, SecretStr})
 
 
-PICKY = [
-    path
-    for path in SETTINGS
-    # Nearly any text is a list of topics or of fields.
-    if not takes_any_text(path) and path not in {("kafka", "input_topics"), ("input", "keep")}
-]
+# Nearly any text is a list of topics, of fields or of hosts.
+LISTS_OF_ANY_NAMES = {("kafka", "input_topics"), ("input", "keep"), ("run", "allowed_hosts")}
+PICKY = [path for path in SETTINGS if not takes_any_text(path) and path not in LISTS_OF_ANY_NAMES]
 
 
 # Sources.
@@ -404,7 +401,12 @@ def test_no_setting_is_named_as_kubernetes_names_variables() -> None:
 # Lists.
 
 
-LISTS = [("input", "keep"), ("kafka", "brokers"), ("kafka", "input_topics")]
+LISTS = [
+    ("input", "keep"),
+    ("kafka", "brokers"),
+    ("kafka", "input_topics"),
+    ("run", "allowed_hosts"),
+]
 ITEMS: dict[tuple[str, ...], tuple[str, ...]] = {("kafka", "brokers"): ("a:1", "b:2")}
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Nothing here takes long, so a test that waits for so many seconds has failed.
 PATIENCE = 30
+HOSTS = ["localhost", "Metrics.example"]
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def statuses() -> list[Status]:
 
 @pytest.fixture
 def address(statuses: list[Status]) -> Iterator[str]:
-    with serving("127.0.0.1:0", lambda: statuses) as address:
+    with serving("127.0.0.1:0", HOSTS, lambda: statuses) as address:
         assert address is not None
         yield address
 
@@ -66,6 +67,67 @@ def is_cut_off(connection: socket.socket) -> bool:
         return connection.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+# Who may ask.
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LOCALHOST:9464",
+        "metrics.example:80",
+        "127.0.0.1",
+        "10.0.0.7:9464",
+        "[::1]:9464",
+    ],
+)
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
+def test_names_that_are_allowed_and_all_addresses_are_answered(
+    address: str, host: str, path: str
+) -> None:
+    assert ask(address, path, Host=host)[0].status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "localhost.evil.example:9464", "", "2130706433", "[::1", "a b", "\x1b[2J"],
+)
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/else"])
+def test_other_names_are_refused(address: str, host: str, path: str) -> None:
+    response, body = ask(address, path, Host=host)
+    assert response.status == 421
+    assert b"run.allowed_hosts" in body
+    assert b"worker_" not in body
+
+
+def test_a_request_without_a_host_is_none_of_a_browser(address: str) -> None:
+    with connected(address) as connection:
+        connection.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.0 200")
+
+
+def test_any_name_can_be_allowed(statuses: list[Status]) -> None:
+    with serving("127.0.0.1:0", ["*"], lambda: statuses) as address:
+        assert address is not None
+        assert ask(address, "/metrics", Host="evil.example")[0].status == 200
+
+
+def test_the_name_that_it_listens_on_is_allowed(statuses: list[Status]) -> None:
+    with serving("localhost:0", [], lambda: statuses) as address:
+        assert address is not None
+        assert health(address, "/healthz")[0] == 200
+        assert ask(address, "/metrics", Host="localhost")[0].status == 200
+        assert ask(address, "/metrics", Host="other")[0].status == 421
+
+
+def test_the_first_refusal_is_logged(address: str, capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logs("warning", "json")
+    for host in ("evil.example", "other.example"):
+        ask(address, "/metrics", Host=host)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert json.loads(line)["host"] == "evil.example"
 
 
 # Metrics.
@@ -228,7 +290,7 @@ def test_a_fault_of_ours_is_logged_without_its_words(capfd: pytest.CaptureFixtur
     def statuses() -> Sequence[Status]:
         raise ValueError("secret")
 
-    with serving("127.0.0.1:0", statuses) as address:
+    with serving("127.0.0.1:0", HOSTS, statuses) as address:
         assert address is not None
         for path in ("/metrics", "/healthz"):
             with connected(address) as connection:
@@ -285,7 +347,7 @@ def test_an_answer_that_nobody_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch)
         closed.set()
 
     monkeypatch.setattr(server._Server, "shutdown_request", shutdown_request)
-    with serving("127.0.0.1:0", statuses) as address:
+    with serving("127.0.0.1:0", HOSTS, statuses) as address:
         assert address is not None
         with connected(address) as connection:
             connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
@@ -295,7 +357,7 @@ def test_an_answer_that_nobody_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_on_leaving_nothing_listens_and_nobody_is_waited_for(statuses: list[Status]) -> None:
-    with serving("127.0.0.1:0", lambda: statuses) as address:
+    with serving("127.0.0.1:0", HOSTS, lambda: statuses) as address:
         assert address is not None
         silent = connected(address)
         assert health(address, "/healthz")[0] == 200
@@ -314,14 +376,14 @@ def test_off_listens_nowhere() -> None:
         raise AssertionError
 
     before = threading.active_count()
-    with serving("off", statuses) as address:
+    with serving("off", HOSTS, statuses) as address:
         assert address is None
         assert threading.active_count() == before
 
 
 def test_the_address_in_use_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
     configure_logs("info", "json")
-    with serving("127.0.0.1:0", list) as address:
+    with serving("127.0.0.1:0", HOSTS, list) as address:
         line = json.loads(capfd.readouterr().err)
     assert line["event"] == "listening"
     assert line["address"] == address != "127.0.0.1:0"
@@ -333,20 +395,14 @@ def test_ipv6_can_be_listened_on(listen: str) -> None:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("no IPv6 here")
-    with serving(listen, list) as address:
+    with serving(listen, HOSTS, list) as address:
         assert address is not None
         assert address.startswith("[::1]:")
         assert health(address, "/healthz")[0] == 200
 
 
-def test_a_name_can_be_listened_on() -> None:
-    with serving("localhost:0", list) as address:
-        assert address is not None
-        assert health(address, "/healthz")[0] == 200
-
-
 def refusal(listen: str) -> str:
-    with pytest.raises(ConfigurationError) as error, serving(listen, list):
+    with pytest.raises(ConfigurationError) as error, serving(listen, HOSTS, list):
         pass
     return str(error.value)
 

@@ -95,7 +95,8 @@ class ConsumerProcess:
         """Report how this process is: to its parent, or over HTTP where it has none."""
         if self._parent:
             return self._parent.reporting(self._status, self._stop_signal.request)
-        return serving(self._settings.run.listen, lambda: [self._status()])
+        run = self._settings.run
+        return serving(run.listen, run.allowed_hosts, lambda: [self._status()])
 
     def _status(self) -> Status:
         """Return how this process is; called on other threads."""

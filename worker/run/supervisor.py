@@ -64,7 +64,11 @@ def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
     with (
         # First, so that who is seen to answer can be asked to stop.
         StopSignal() as stop,
-        serving(settings.run.listen, lambda: [child.status() for child in children]),
+        serving(
+            settings.run.listen,
+            settings.run.allowed_hosts,
+            lambda: [child.status() for child in children],
+        ),
     ):
         try:
             while stop.received is None:

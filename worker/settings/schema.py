@@ -208,6 +208,7 @@ class RunSettings(Strict):
 
     processes: int = _setting("run.processes", ge=1, le=1024)
     listen: _Listen = _setting("run.listen")
+    allowed_hosts: _Names = _setting("run.allowed_hosts")
     stop_seconds: float = _setting("run.stop_seconds", ge=0, le=3600)
     stuck_seconds: float = _setting("run.stuck_seconds", ge=5, le=86400)
 

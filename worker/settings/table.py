@@ -317,6 +317,12 @@ SETTINGS: Final = {
         "Where metrics and health are served over HTTP: host:port, or off.",
         flag="--listen",
     ),
+    "run.allowed_hosts": Setting(
+        ("localhost",),
+        "The names by which others may ask for metrics and health, separated by commas; * is any. "
+        "Without this check, a page on the web could read them from the browser of someone who "
+        "reaches the worker (DNS rebinding). Addresses of IP are always allowed.",
+    ),
     "run.stop_seconds": Setting(
         6.0,
         "The time in seconds that a worker has to finish the chunk in hand when it is asked to "

@@ -6,11 +6,13 @@
 
 One address answers for all processes. If one process fails, the answer is 503, since its partitions
 wait. Clients cannot disturb the work: each connection has a thread of its own and is cut off after
-10 seconds, and of more than 32 connections the oldest are cut off.
+10 seconds, and of more than 32 connections the oldest are cut off. A request that names a host that
+is not allowed gets a 421.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import math
 import socket
@@ -21,6 +23,7 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from socketserver import ThreadingTCPServer
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, MetricsHandler
 
@@ -31,7 +34,7 @@ from worker.telemetry.exposition import families
 from worker.telemetry.health import OFF
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from typing import Any
 
     from prometheus_client.core import Metric
@@ -48,9 +51,12 @@ _HIGHEST_PORT: Final = 65535
 
 
 @contextmanager
-def serving(listen: str, statuses: Statuses) -> Iterator[str | None]:
+def serving(
+    listen: str, allowed_hosts: Collection[str], statuses: Statuses
+) -> Iterator[str | None]:
     """Answer requests at `listen`, which is host:port or "off", as long as the context lasts.
 
+    `allowed_hosts` are the names that requests may give in their Host header; "*" is any.
     `statuses` returns the status of every process that should run; it is called by any thread and
     must not block. Yields host:port, with the port that the system chose for port 0, or None where
     `listen` is "off".
@@ -62,7 +68,7 @@ def serving(listen: str, statuses: Statuses) -> Iterator[str | None]:
     if listen == OFF:
         yield None
         return
-    with _listen(listen, statuses) as server:
+    with _listen(listen, allowed_hosts, statuses) as server:
         thread = threading.Thread(
             target=server.serve_forever, args=(_INTERVAL,), name="status", daemon=True
         )
@@ -76,7 +82,7 @@ def serving(listen: str, statuses: Statuses) -> Iterator[str | None]:
             server.cut_off(math.inf)
 
 
-def _listen(listen: str, statuses: Statuses) -> _Server:
+def _listen(listen: str, allowed_hosts: Collection[str], statuses: Statuses) -> _Server:
     host, port = host_and_port(listen)
     advice = "set run.listen to another host:port, or to off"
     if port > _HIGHEST_PORT:
@@ -88,7 +94,7 @@ def _listen(listen: str, statuses: Statuses) -> _Server:
             type=socket.SOCK_STREAM,
             flags=socket.AI_PASSIVE,
         )[0]
-        return _Server(family, address, statuses)
+        return _Server(family, address, {host, *allowed_hosts}, statuses)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "no such host"
         raise ConfigurationError(f"cannot listen on {listen}: {why}", advice) from None
@@ -112,8 +118,16 @@ class _Server(ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = _CONNECTIONS
 
-    def __init__(self, family: int, address: Any, statuses: Statuses) -> None:  # noqa: ANN401 - its type depends on the family
+    def __init__(
+        self,
+        family: int,
+        address: Any,  # noqa: ANN401 - its type depends on the family
+        allowed_hosts: Collection[str],
+        statuses: Statuses,
+    ) -> None:
         self.address_family = family
+        self._allowed_hosts = {name.lower() for name in allowed_hosts}
+        self._has_refused = False
         self.statuses = statuses
         self.registry = CollectorRegistry(support_collectors_without_names=True)
         self.registry.register(_Collector(statuses))
@@ -126,6 +140,28 @@ class _Server(ThreadingTCPServer):
         """Return host:port as it is written in a URL."""
         host, port, *_ = self.server_address
         return address_of(str(host), port)
+
+    def allows(self, host: str | None) -> bool:
+        """Return whether a request may have such a Host header; one that has none may.
+
+        A page on the web can make a browser ask here only by a name of its own.
+        """
+        if host is None or "*" in self._allowed_hosts:
+            return True
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            if name in self._allowed_hosts:
+                return True
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def tell_of_refusal(self, host: str | None) -> None:
+        """Log, once, that a host is not allowed: it may be one that the operator knows."""
+        if not self._has_refused:
+            self._has_refused = True
+            log.warning("a request was refused, see run.allowed_hosts", host=host)
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the type is that of the base class
         """Remember when a connection began, and give it a thread."""
@@ -169,8 +205,13 @@ class _Handler(MetricsHandler):
 
     def do_GET(self) -> None:  # noqa: N802 - the base class calls it by this name
         """Answer with metrics or health."""
-        path = self.path.partition("?")[0]
-        if path == "/metrics":
+        path, host = self.path.partition("?")[0], self.headers["Host"]
+        if not self.server.allows(host):
+            self.server.tell_of_refusal(host)
+            self.send_error(
+                HTTPStatus.MISDIRECTED_REQUEST, explain="This host is not in run.allowed_hosts."
+            )
+        elif path == "/metrics":
             self.registry = self.server.registry
             super().do_GET()
         elif path in _CHECKS:
