@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from kafka import errors as kafka_errors
 
 from worker.logs.logger import log
+from worker.terminal.sentences import show
 from worker.transports.kafka.admin import BrokerQueries
 from worker.transports.kafka.clients import explained_kafka_errors, new_admin, sentence
 from worker.transports.kafka.sizes import MAX_MESSAGE_BYTES, dead_letter_bytes
@@ -81,4 +82,4 @@ def _create(queries: BrokerQueries, topic: str, shape: Mapping[str, object]) -> 
     created = queries.ask(create)
     (description,) = queries.admin.describe_topics([topic])
     number = len(description["partitions"])
-    print(f"{topic}: {'created' if created else 'is there'}, {number} partitions")
+    show(f"{topic}: {'created' if created else 'is there'}, {number} partitions")

@@ -73,6 +73,14 @@ def test_logs_are_for_people_where_asked_for(capsys: pytest.CaptureFixture[str])
     assert "\x1b" not in line
 
 
+def test_what_others_named_controls_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("info", "console")
+    log.info("a request was refused", host="evil\x1b[2J\x9b1m")
+    line = capsys.readouterr().err
+    assert not {"\x1b", "\x9b"} & set(line)
+    assert "evil\\u001b[2J" in line
+
+
 def test_logs_on_a_terminal_are_for_people_and_in_colour() -> None:
     line = on_a_terminal(LOG.format("auto"))
     assert "model loaded" in line

@@ -15,6 +15,7 @@ from worker.bench.plan import Costs, plan
 from worker.demo.chat import ChatStream
 from worker.errors import ConfigurationError, WorkerError
 from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.terminal.sentences import show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,7 @@ def bench(
     for path in filter(None, (as_json, picture)):
         _write(path, "", mode="a")  # what cannot be written is said before minutes of measuring
     speed = measure_speed(artifact, messages)
-    print(_table(speed))
+    show(_table(speed))
     if as_json:
         _write(as_json, json.dumps(asdict(speed), indent=2) + "\n")
     if picture:
@@ -74,7 +75,7 @@ def print_plan(demand: Demand, model: Path | None, texts: Path | None) -> int:
     artifact = load_artifact(model or BUILT_IN_MODEL)
     costs = Costs(chunk_costs(artifact, read_texts(texts)), demand.round_trip)
     found = plan(costs, demand.rate, demand.p99)
-    print(_plan_table(demand, found, artifact.manifest.name))
+    show(_plan_table(demand, found, artifact.manifest.name))
     return 0
 
 

@@ -16,6 +16,7 @@ from worker.check.group import group, producer, time_limits
 from worker.check.machine import cache, cpu, model
 from worker.check.topics import internal_topics, own_topics
 from worker.errors import ConfigurationError
+from worker.terminal.sentences import show
 from worker.transports.kafka.admin import BrokerQueries
 from worker.transports.kafka.clients import client_options, new_admin, sentence
 
@@ -35,7 +36,7 @@ def check(settings: Settings) -> int:
     fields_of(settings.input)
     failed = False
     for finding in _findings(settings):
-        print(finding)
+        show(str(finding))
         failed |= finding.level is Level.FAIL
     return int(failed)
 

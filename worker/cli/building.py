@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from worker.cli.flags import add_command, mark_as_printing
 from worker.errors import ConfigurationError, ExitCode
+from worker.terminal.sentences import show
 
 if TYPE_CHECKING:
     from worker.evaluation.examples import ExampleFormat
@@ -41,7 +42,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from worker.evaluation.quality import quality_table
 
     quality = evaluate(options.model, options.file, _example_format(options))
-    print(json.dumps(quality.model_dump(), indent=2) if options.json else quality_table(quality))
+    show(json.dumps(quality.model_dump(), indent=2) if options.json else quality_table(quality))
     return ExitCode.DONE
 
 
@@ -158,7 +159,7 @@ def _finetune(options: argparse.Namespace) -> int:
     from worker.build.finetune import finetune
 
     table = quality_table(finetune(training, data))
-    print(f"{table}\n\nwrote {options.output}; next: worker prepare {options.output}")
+    show(f"{table}\n\nwrote {options.output}; next: worker prepare {options.output}")
     return ExitCode.DONE
 
 
@@ -250,9 +251,9 @@ def _prepare(options: argparse.Namespace) -> int:
         )
     )
     quality = manifest.quality
-    print(f"wrote {options.output}")
+    show(f"wrote {options.output}")
     if quality:
-        print(
+        show(
             f"macro F1 {quality.int8.macro_f1:.4f} in int8, {quality.fp32.macro_f1:.4f} in fp32; "
             f"{quality.decision_agreement:.2%} of decisions and "
             f"{quality.label_set_agreement:.2%} of label sets agree"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from worker.dead_letters.letters import letters_of_files
 from worker.dead_letters.topic import DeadLetterTopic, is_receipt, letter_of
 from worker.events.records import FilePlace
-from worker.terminal.sentences import counted, escaped
+from worker.terminal.sentences import counted, escaped, show
 from worker.transports.kafka.clients import explained_kafka_errors
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ def list_letters(settings: KafkaSettings, files: Sequence[Path], filters: Filter
             number = "-" if partition is None else str(partition)
             table.append((kind, source, number, str(count.letters), *count.times()))
         _print_table(table)
-        print()
-    print(counted(sum(count.letters for count in rows.values()), "dead letter"))
+        show()
+    show(counted(sum(count.letters for count in rows.values()), "dead letter"))
     if foreign:
         verb = "was" if foreign == 1 else "were"
         records = counted(foreign, "other record")
-        print(f"{records} of the topic {verb} not written by this worker")
+        show(f"{records} of the topic {verb} not written by this worker")
 
 
 def show_letters(
@@ -79,13 +79,13 @@ def show_letters(
     letters = _letters_of(settings, files, filters)
     chosen = (letter for letter in letters if letter is not None and filters.take(letter))
     for letter in itertools.islice(chosen, limit):
-        print(_line(letter))
+        show(_line(letter))
         if letter.omitted is not None:
-            print(f"  {_where(letter)}")
+            show(f"  {_where(letter)}")
         elif payload:
-            print(f"  {_payload(letter)}")
+            show(f"  {_payload(letter)}")
     if next(chosen, None) is not None:
-        print(f"there are more than {limit} dead letters; raise --limit to see them")
+        show(f"there are more than {limit} dead letters; raise --limit to see them")
 
 
 def _letters_of(
@@ -188,4 +188,4 @@ def _print_table(rows: Iterable[Sequence[str]]) -> None:
     widths = [max(len(cell) for cell in column) for column in zip(*clean, strict=True)]
     for row in clean:
         cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+        show("  ".join(cells).rstrip())

@@ -21,7 +21,7 @@ from worker.dead_letters.topic import DeadLetterTopic, is_receipt, letter_of
 from worker.errors import WorkerError
 from worker.events.records import ErrorKind
 from worker.terminal.confirmations import confirmed
-from worker.terminal.sentences import counted, escaped
+from worker.terminal.sentences import counted, escaped, show
 from worker.transports.kafka.clients import explained_kafka_errors
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def redrive(settings: KafkaSettings, selection: Selection, *, yes: bool) -> None
                     del plan.left[position]
                 receipts = partial(_receipts, selection, plan)
                 sent = _send(topic, originals, sender, plan, receipts)
-            print(f"{counted(sent, 'record')} sent back")
+            show(f"{counted(sent, 'record')} sent back")
 
 
 def _scan(
@@ -192,11 +192,11 @@ def _done(
 
 def _report(plan: _Plan, found: _Found, selection: Selection, ledger: Ledger) -> None:
     for target, number in sorted(Counter(plan.left.values()).items()):
-        print(f"{counted(number, 'record')} to send back to {escaped(target)}")
+        show(f"{counted(number, 'record')} to send back to {escaped(target)}")
     if plan.left:
-        print("each goes behind the records that came since, so the order within its key is lost")
+        show("each goes behind the records that came since, so the order within its key is lost")
     else:
-        print("there is nothing to send back")
+        show("there is nothing to send back")
     advice = "" if selection.again else "; --again sends them once more"
     for number, what in (
         (plan.sent_before, f"sent back before{advice}"),
@@ -211,10 +211,10 @@ def _report(plan: _Plan, found: _Found, selection: Selection, ledger: Ledger) ->
     ):
         if number:
             verb = "was" if number == 1 else "were"
-            print(f"{counted(number, 'dead letter')} {verb} {what}")
+            show(f"{counted(number, 'dead letter')} {verb} {what}")
     if ledger.not_understood:
         receipts = counted(ledger.not_understood, "receipt")
-        print(
+        show(
             f"{receipts} not understood: if a newer worker has written them, use that one, or "
             "records are sent twice"
         )

@@ -14,7 +14,7 @@ from worker.durable import replaced
 from worker.errors import ConfigurationError, WorkerError
 from worker.events.records import FilePlace
 from worker.terminal.confirmations import confirmed
-from worker.terminal.sentences import counted
+from worker.terminal.sentences import counted, show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,12 +39,12 @@ def rewrite(
         )
     lines = sum(_piece(letter) <= 1 for letter in _chosen(files, filters))
     if not lines:
-        print("there is nothing to send back")
+        show("there is nothing to send back")
         return
-    print(f"{counted(lines, 'line')} to write to {output}")
+    show(f"{counted(lines, 'line')} to write to {output}")
     if confirmed(f"write {counted(lines, 'line')}?", yes=yes):
         _write(files, filters, output)
-        print(f"{counted(lines, 'line')} written; next: worker replay {output}")
+        show(f"{counted(lines, 'line')} written; next: worker replay {output}")
 
 
 def _chosen(files: Sequence[Path], filters: Filters) -> Iterator[Letter]:

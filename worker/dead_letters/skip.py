@@ -14,6 +14,7 @@ from kafka import TopicPartition
 from worker.errors import ConfigurationError, WorkerError
 from worker.events.records import DeadLetter, ErrorKind
 from worker.terminal.confirmations import confirmed
+from worker.terminal.sentences import show
 from worker.transports.kafka.client_internals import (
     NullSerializer,
     close_by_force,
@@ -64,14 +65,14 @@ def skip(settings: KafkaSettings, place: TopicPlace, *, yes: bool) -> None:
             _refuse_members(settings)
             found = _undecodable(settings, partition, committed.offset, place)
             end = found[-1].last_offset + 1
-            print(
+            show(
                 f"offsets {found[0].offset} to {end - 1} of partition {place.partition} of "
                 f"{place.topic} cannot be decoded"
             )
             if confirmed("go past them for good?", yes=yes):
                 _leave_letters(settings, found)
                 _move(consumer, partition, committed, end, settings)
-                print(f"the group {settings.group} goes on at offset {end}")
+                show(f"the group {settings.group} goes on at offset {end}")
         finally:
             consumer.close()
 

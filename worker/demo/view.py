@@ -13,7 +13,7 @@ from kafka import TopicPartition
 from worker.errors import ConfigurationError, WorkerError
 from worker.logs.logger import log
 from worker.logs.stacks import redacted_errors
-from worker.terminal.sentences import printable
+from worker.terminal.sentences import printable, show
 from worker.terminal.signals import StopSignal
 from worker.transports.kafka.clients import explained_kafka_errors, new_consumer
 
@@ -43,7 +43,7 @@ def view(path: str) -> None:
     for number, line in enumerate(_lines(path), 1):
         try:
             message = json.loads(line)
-            print(_side_by_side(message, message["text"]))
+            show(_side_by_side(message, message["text"]))
         except (ValueError, TypeError, KeyError, RecursionError):
             raise WorkerError(
                 f"{path}, line {number} holds no labels with their text",
@@ -68,7 +68,7 @@ def follow(settings: KafkaSettings) -> None:
             while stop.received is None:
                 for records in consumer.poll(timeout_ms=int(1000 * _POLL_SECONDS)).values():
                     for record in records:
-                        print(_followed(record.value))
+                        show(_followed(record.value))
 
 
 def _begin_near_the_end(consumer: KafkaConsumer, topic: str) -> None:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from worker.terminal.sentences import escaped
+
 if TYPE_CHECKING:
-    from structlog.typing import Processor
+    from structlog.typing import EventDict, Processor
 
 _STEPS: list[Processor] = [
     structlog.stdlib.add_log_level,
@@ -39,15 +41,15 @@ def configure_logs(level: str, form: str) -> None:
     `form` is "console", "json", or "auto", which is "console" on a terminal and "json" elsewhere.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
-    renderer: Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    steps: list[Processor] = (
+        [_escape_values, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
         if console
-        else structlog.processors.JSONRenderer(ensure_ascii=False)
+        else [structlog.processors.JSONRenderer(ensure_ascii=False)]
     )
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *steps]
         )
     )
     # An error while a log is written must not end the work that the log is about.
@@ -55,3 +57,10 @@ def configure_logs(level: str, form: str) -> None:
     _logger.handlers = [handler]
     _logger.setLevel(level.upper())
     _logger.propagate = False
+
+
+def _escape_values(_: object, __: str, event: EventDict) -> EventDict:
+    """Keep names that others chose from controlling the terminal."""
+    return {
+        name: escaped(value) if isinstance(value, str) else value for name, value in event.items()
+    }

@@ -10,6 +10,7 @@ from typing import Final
 
 from worker.addresses import host_and_port
 from worker.errors import ConfigurationError
+from worker.terminal.sentences import show
 
 OFF: Final = "off"
 _SECONDS: Final = 5.0
@@ -36,7 +37,7 @@ def health(listen: str) -> int:
             answer = connection.getresponse()
             reason = json.loads(answer.read())["reason"]
     except (OSError, HTTPException, ValueError, KeyError, TypeError):
-        print(f"no worker answers at {listen}")
+        show(f"no worker answers at {listen}")
         return 1
-    print(reason or "live")
+    show(reason or "live")
     return int(answer.status != HTTPStatus.OK)

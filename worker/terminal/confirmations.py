@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from worker.errors import WorkerError
+from worker.terminal.sentences import show
 
 
 def confirmed(question: str, *, yes: bool) -> bool:
@@ -19,10 +20,10 @@ def confirmed(question: str, *, yes: bool) -> bool:
     if sys.stdout is None:
         raise WorkerError("standard output is closed, so nothing can be asked", "add --yes")
     if sys.stdin is None or not sys.stdin.isatty():
-        print("nothing was done; to do it, run the same command with --yes")
+        show("nothing was done; to do it, run the same command with --yes")
         return False
-    print(f"{question} [y/N] ", end="", flush=True)
+    show(f"{question} [y/N] ", end="")
     if sys.stdin.readline().strip().lower() in {"y", "yes"}:
         return True
-    print("nothing was done")
+    show("nothing was done")
     return False

@@ -1,4 +1,8 @@
-"""Sentences for people at a terminal, and text from anywhere, made fit to be shown there."""
+"""Sentences for people at a terminal, and text from anywhere, made fit to be shown there.
+
+All that commands print goes through `say` and `show`: names of files, labels, topics and brokers come
+from others, and must not control a terminal.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,17 @@ _TURNS_TEXT_AROUND: Final = frozenset(
 def say(sentence: str) -> None:
     """Print a sentence on standard error; where that is full or closed, the sentence is lost."""
     with suppress(OSError):
-        print(sentence, file=sys.stderr, flush=True)
+        print(_escaped_lines(sentence), file=sys.stderr, flush=True)  # noqa: T201 - the one place
+
+
+def show(lines: str = "", end: str = "\n") -> None:
+    """Print lines on standard output.
+
+    Raises:
+        OSError: standard output is full, or nobody reads it any more.
+
+    """
+    print(_escaped_lines(lines), end=end, flush=True)  # noqa: T201 - the one place
 
 
 def counted(number: int, noun: str) -> str:
@@ -32,6 +46,10 @@ def escaped(text: str) -> str:
         char if char.isprintable() or printable(char) == char else f"\\u{ord(char):04x}"
         for char in text
     )
+
+
+def _escaped_lines(text: str) -> str:
+    return "\n".join(map(escaped, text.split("\n")))
 
 
 def printable(text: str) -> str:
