@@ -293,8 +293,18 @@ def test_a_labelled_event_is_one_object_whose_fields_have_an_order() -> None:
 
 
 def test_the_fields_of_the_output_are_those_that_cannot_be_kept() -> None:
-    line = encode(labelled(), include_text=True)
-    assert tuple(json.loads(line)) == OUTPUT_FIELDS
+    event, classification = labelled()
+    cut = LabelledEvent(event, classification._replace(truncated=True))
+    assert tuple(json.loads(encode(cut, include_text=True))) == OUTPUT_FIELDS
+
+
+def test_only_a_text_that_was_truncated_is_said_to_be() -> None:
+    event, classification = labelled(kept={"room": "1"})
+    cut = LabelledEvent(event, classification._replace(truncated=True))
+    assert json.loads(encode(cut))["truncated"] is True
+    assert encode(cut).replace(b',"truncated":true', b"") == encode(
+        LabelledEvent(event, classification)
+    )
 
 
 def test_the_text_is_left_out_unless_asked_for() -> None:

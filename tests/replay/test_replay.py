@@ -190,6 +190,19 @@ def test_bad_lines_become_dead_letters_and_the_rest_goes_on(replay: Any, tmp_pat
     assert [letter["part"] for letter in letters if "part" in letter] == [1, 2]
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_output_and_summary_say_which_texts_were_truncated(tmp_path: Path, processes: str) -> None:
+    texts = ["gg", "gg " * 1000, "wp", "wp " * 1000, "gg " * 1000]
+    (tmp_path / "in.jsonl").write_bytes(json_lines([{"text": text} for text in texts]))
+    command = [sys.executable, "-m", "worker", "replay", "in.jsonl", "-o", "out", "--no-cache"]
+    command += ["--processes", processes]
+    for state in ("done", "this run is finished"):
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert f"{state}: 5 labelled (3 of them truncated), 0 dead letters" in run.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out").read_bytes().splitlines()]
+    assert [line.get("truncated") for line in lines] == [None, True, None, True, True]
+
+
 def test_neither_logs_nor_summary_hold_a_text(replay: Any, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(b'{"text": "strawberry", "id": "jane"}\n{"strawberry\n')
     run = replay("in.jsonl", "-o", "out.jsonl", "--log-level", "debug")
@@ -232,7 +245,7 @@ def test_a_finished_run_says_so_and_changes_nothing(replay: Any, tmp_path: Path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     again = replay(EXAMPLE, "-o", "out")
     assert again.code == 3
-    assert "this run is finished: 306 labelled, 8 dead letters" in again.err
+    assert "this run is finished: 306 labelled (1 of them truncated), 8 dead" in again.err
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

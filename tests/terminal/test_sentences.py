@@ -51,7 +51,7 @@ def test_names_of_files_do_not(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "in.jsonl").write_text("{}")
+    (tmp_path / "in.jsonl").write_text('{"text": "gg", "labels": ["joy"]}')
     assert main(command) in {1, 2}
     captured = capsys.readouterr()
     assert not set(CONTROLS) - set("[2J1m") & set(captured.out + captured.err)

@@ -16,7 +16,15 @@ from worker.events.records import FilePlace
 if TYPE_CHECKING:
     from worker.events.records import DeadLetter, LabelledEvent
 
-OUTPUT_FIELDS: Final = ("id", "labels", "scores", "model", "digest", "text")
+OUTPUT_FIELDS: Final = (
+    "id",
+    "labels",
+    "scores",
+    "model",
+    "digest",
+    "truncated",
+    "text",
+)
 
 # One encoder for all calls, because json.dumps would create a new one for each.
 to_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -33,12 +41,15 @@ class LabelEncoder:
     def encode(self, labelled: LabelledEvent) -> bytes:
         """Return one JSON object in one line, without a line end.
 
-        Scores are the shortest decimals that read back as the same float32.
+        Scores are the shortest decimals that read back as the same float32. `truncated` is there,
+        and true, only where the text was longer than the model reads.
         """
         event, result = labelled.event, labelled.classification
         names, packed = result.scores.names, result.scores.packed
         shared = _result(result.labels, names, packed, self.model, self.digest)
         line = f'{{"id":{to_json(event.id)},{shared}'
+        if result.truncated:
+            line += ',"truncated":true'
         for name, value in event.kept.items():
             line += f",{to_json(name)}:{value}"
         if self.include_text:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from worker.children import ChildProcess, child_error, connect_to_parent
 from worker.errors import WorkerError
-from worker.transports.files.writing import ReplayPosition, Totals
+from worker.transports.files.writing import EncodedOutcomes, ReplayPosition, Totals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,14 +33,13 @@ _CONTINUES: Final = "run the same command again: with -o it continues"
 
 
 class EncodedChunk(NamedTuple):
-    """A chunk that a child has labelled, as lines without their ends.
+    """A chunk that a child has labelled.
 
     `texts` and `computed` count all texts that the child has labelled so far, and those of them
     that it had to score.
     """
 
-    labels: Sequence[bytes]
-    letters: Sequence[bytes]
+    outcomes: EncodedOutcomes
     position: ReplayPosition
     bytes_read: int
     texts: int
@@ -58,13 +57,11 @@ class ParentOutputs:
         with self._socket.makefile("rb") as received:
             self.position = ReplayPosition.model_validate_json(received.readline())
         self.totals = Totals()
-        self._lines: tuple[Sequence[bytes], Sequence[bytes]] = ((), ())
+        self._outcomes = EncodedOutcomes((), (), 0)
 
-    def write(
-        self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
-    ) -> None:
+    def write(self, outcomes: EncodedOutcomes, position: ReplayPosition) -> None:
         """Keep the lines of a chunk until they are sent."""
-        self._lines = (labels, letters)
+        self._outcomes = outcomes
         self.position = position
 
     def send(self, bytes_read: int, counts: Counts) -> None:
@@ -74,11 +71,13 @@ class ParentOutputs:
             BrokenPipeError: the parent is gone.
 
         """
-        labels, letters = ([line + b"\n" for line in lines] for lines in self._lines)
+        lines = (self._outcomes.labels, self._outcomes.letters)
+        labels, letters = ([line + b"\n" for line in each] for each in lines)
         head = {
             "position": self.position.model_dump(),
             "labels": sum(map(len, labels)),
             "letters": sum(map(len, letters)),
+            "truncated": self._outcomes.truncated,
             "bytes_read": bytes_read,
             "texts": counts.texts,
             "computed": counts.computed,
@@ -198,8 +197,11 @@ class _LabellingChild(ChildProcess):
         if len(self._unread) < end:
             return None
         chunk = EncodedChunk(
-            bytes(self._unread[len(line) + 1 : letters]).split(b"\n")[:-1],
-            bytes(self._unread[letters:end]).split(b"\n")[:-1],
+            EncodedOutcomes(
+                bytes(self._unread[len(line) + 1 : letters]).split(b"\n")[:-1],
+                bytes(self._unread[letters:end]).split(b"\n")[:-1],
+                head["truncated"],
+            ),
             ReplayPosition(**head["position"]),
             head["bytes_read"],
             head["texts"],

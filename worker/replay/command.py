@@ -178,8 +178,8 @@ def _label_with_children(
     with Children(processes, arguments, outputs.position) as children:
         for chunk in children.chunks():
             if chunk is not None:
-                outputs.write(chunk.labels, chunk.letters, chunk.position)
-                number = len(chunk.labels) + len(chunk.letters)
+                outputs.write(chunk.outcomes, chunk.position)
+                number = len(chunk.outcomes.labels) + len(chunk.outcomes.letters)
                 progress.completed(number, chunk.position, chunk.bytes_read, children.hit_rate)
             if stop.received is not None:
                 return False
@@ -376,7 +376,8 @@ def _size(path: str) -> int:
 
 def _totals(outputs: Outputs) -> str:
     labelled, letters = outputs.totals.labelled, outputs.totals.dead_letters
-    return f"{labelled:,} labelled, {letters:,} dead letter{'' if letters == 1 else 's'}"
+    cut = f" ({outputs.totals.truncated:,} of them truncated)" if outputs.totals.truncated else ""
+    return f"{labelled:,} labelled{cut}, {letters:,} dead letter{'' if letters == 1 else 's'}"
 
 
 def _how_to_continue(outputs: Outputs) -> str:

@@ -9,7 +9,7 @@ from worker.defaults import CHUNK_RECORDS
 from worker.events.encoding import LabelEncoder, encode_dead_letter
 from worker.events.records import DeadLetter, ErrorKind, FilePlace, Item, LabelledEvent, Record
 from worker.transports.files.reading import InputFile
-from worker.transports.files.writing import ReplayPosition
+from worker.transports.files.writing import EncodedOutcomes, ReplayPosition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -100,11 +100,13 @@ class FileTransport:
             WorkerError: an output cannot be written; the position did not move.
 
         """
-        labels = [
-            self._encoder.encode(item) for item in outcomes if isinstance(item, LabelledEvent)
-        ]
-        letters = [encode_dead_letter(item) for item in outcomes if isinstance(item, DeadLetter)]
-        self._outputs.write(labels, letters, chunk.position)
+        labelled = [item for item in outcomes if isinstance(item, LabelledEvent)]
+        encoded = EncodedOutcomes(
+            [self._encoder.encode(item) for item in labelled],
+            [encode_dead_letter(item) for item in outcomes if isinstance(item, DeadLetter)],
+            sum(item.classification.truncated for item in labelled),
+        )
+        self._outputs.write(encoded, chunk.position)
 
     def _open(self, position: ReplayPosition) -> InputFile:
         source = self._sources[position.input]

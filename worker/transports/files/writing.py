@@ -14,7 +14,7 @@ import os
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from pydantic import ValidationError
 
@@ -57,10 +57,22 @@ class ReplayPosition(Strict):
 
 
 class Totals(Strict):
-    """How many records a run has labelled and dead-lettered, also before it was interrupted."""
+    """How many records a run has labelled and dead-lettered, also before it was interrupted.
+
+    `truncated` are those labelled ones of which the model read the beginning.
+    """
 
     labelled: int = 0
     dead_letters: int = 0
+    truncated: int = 0
+
+
+class EncodedOutcomes(NamedTuple):
+    """The outcomes of a chunk, as lines without their ends, and how many texts were truncated."""
+
+    labels: Sequence[bytes]
+    letters: Sequence[bytes]
+    truncated: int
 
 
 class _Written(Strict):
@@ -95,9 +107,7 @@ class Outputs(Protocol):
     def finished(self) -> bool:
         """Return whether the run is done."""
 
-    def write(
-        self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
-    ) -> None:
+    def write(self, outcomes: EncodedOutcomes, position: ReplayPosition) -> None:
         """Append lines, and then move to a position.
 
         Raises:
@@ -131,21 +141,19 @@ class StreamedOutputs:
         self._letters: IO[bytes] | None = None
         self._labels = _standard_output() if labels is None else _open_new(labels, overwrite)
 
-    def write(
-        self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
-    ) -> None:
+    def write(self, outcomes: EncodedOutcomes, position: ReplayPosition) -> None:
         """Append lines; dead letters go first, so that none is missing before a later label."""
-        if letters:
+        if outcomes.letters:
             if self._letters is None:
                 self._letters = _open_append(self._letters_path, fcntl.LOCK_SH, _OF_LETTERS)
             with _explained_write_errors(self._letters_path):
-                self._letters.write(_lines(letters))
+                self._letters.write(_lines(outcomes.letters))
                 self._letters.flush()
         with _explained_write_errors(self._labels_path):
-            self._labels.write(_lines(labels))
+            self._labels.write(_lines(outcomes.labels))
             self._labels.flush()
         self.position = position
-        self.totals = _add(self.totals, labels, letters)
+        self.totals = _add(self.totals, outcomes)
 
     def finish(self) -> None:
         """Note that all inputs are done."""
@@ -196,13 +204,11 @@ class CheckpointedOutputs:
         """Return whether the run is done."""
         return self._checkpoint.finished
 
-    def write(
-        self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
-    ) -> None:
+    def write(self, outcomes: EncodedOutcomes, position: ReplayPosition) -> None:
         """Append lines, sync them, and replace the checkpoint."""
         before = self._checkpoint
         try:
-            self._append(labels, letters, position)
+            self._append(outcomes, position)
         except WorkerError:
             with suppress(WorkerError):
                 self._cut_back(before)
@@ -241,21 +247,19 @@ class CheckpointedOutputs:
         self._labels.cut(checkpoint.labels)
         self._letters.cut(checkpoint.letters)
 
-    def _append(
-        self, labels: Sequence[bytes], letters: Sequence[bytes], position: ReplayPosition
-    ) -> None:
-        self._labels.append(_lines(labels))
-        if letters:
+    def _append(self, outcomes: EncodedOutcomes, position: ReplayPosition) -> None:
+        self._labels.append(_lines(outcomes.labels))
+        if outcomes.letters:
             if not self._checkpoint.letters_begun:
                 _refuse_foreign(self._letters_path)
                 self._advance(letters_begun=True)
             self._letters.open()
-            self._letters.append(_lines(letters))
+            self._letters.append(_lines(outcomes.letters))
         self._advance(
             position=position,
             labels=self._labels.written,
             letters=self._letters.written,
-            totals=_add(self.totals, labels, letters),
+            totals=_add(self.totals, outcomes),
         )
 
     def _advance(self, **changes: object) -> None:
@@ -436,7 +440,9 @@ def _lines(lines: Sequence[bytes]) -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
-def _add(totals: Totals, labels: Sequence[bytes], letters: Sequence[bytes]) -> Totals:
+def _add(totals: Totals, outcomes: EncodedOutcomes) -> Totals:
     return Totals(
-        labelled=totals.labelled + len(labels), dead_letters=totals.dead_letters + len(letters)
+        labelled=totals.labelled + len(outcomes.labels),
+        dead_letters=totals.dead_letters + len(outcomes.letters),
+        truncated=totals.truncated + outcomes.truncated,
     )
