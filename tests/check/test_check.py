@@ -265,18 +265,12 @@ def open_to_others(folder: Path) -> None:
     folder.chmod(0o777)
 
 
-def with_a_damaged_database(folder: Path) -> None:
-    folder.mkdir(mode=0o700)
-    (folder / "cache.db").write_bytes(b"damaged" * 1000)
-
-
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
         (a_file, "is not a folder"),
         (below_a_file, "cannot be created (Not a directory)"),
         (open_to_others, "is open to other users"),
-        (with_a_damaged_database, "cannot be written"),
     ],
 )
 def test_a_cache_folder_that_cannot_be_used_is_a_warning(

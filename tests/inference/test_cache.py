@@ -7,6 +7,7 @@ import pickle
 import sqlite3
 import stat
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.conftest import sign
 from worker.inference.artifact import load_artifact
 from worker.inference.cache import DiskCache, MemoryCache, text_key, tokens_key
 from worker.inference.classifier import Classifier
+from worker.inference.database import identity_of, move_aside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -234,17 +236,16 @@ def damage_other_tables(folder: Path) -> None:
     database.close()
 
 
-def damage_is_a_file(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-    folder.write_bytes(b"")
+def damage_pages(folder: Path) -> None:
+    """Leave the first page, so that the database opens."""
+    with (folder / "cache.db").open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
 
 
-@pytest.mark.parametrize(
-    "damage", [damage_garbage, damage_cut, damage_other_tables, damage_is_a_file]
-)
-def test_a_damaged_cache_is_logged_once_and_changes_no_label(
+@pytest.mark.parametrize("damage", [damage_garbage, damage_cut, damage_other_tables, damage_pages])
+def test_a_damaged_cache_is_moved_aside_once_and_a_fresh_one_begins(
     tmp_path: Path, classifier: Classifier, caplog: pytest.LogCaptureFixture, damage: Any
 ) -> None:
     texts = [f"message {number}" for number in range(300)]
@@ -254,6 +255,58 @@ def test_a_damaged_cache_is_logged_once_and_changes_no_label(
     first.classify(texts)
     first.close()
     damage(folder)
+    for round_ in range(3):
+        again = Classifier.load(cache_directory=folder, memory_entries=0)
+        for start in range(0, 300, 100):
+            assert again.classify(texts[start : start + 100]) == expected[start : start + 100]
+        again.close()
+        if round_ == 2:
+            assert again.counts.disk_hits == 300
+    assert (folder / "cache.db.damaged").exists()
+    assert caplog.text.count("disk cache is damaged") == 1
+    assert "in trouble" not in caplog.text
+
+
+def test_of_several_processes_that_find_it_damaged_one_replaces_it(tmp_path: Path) -> None:
+    DiskCache(tmp_path, MEGABYTE).close()
+    damage_garbage(tmp_path)
+    damaged = identity_of(tmp_path)
+    for _ in range(2):
+        move_aside(tmp_path, damaged)
+        cache = DiskCache(tmp_path, MEGABYTE)
+        cache.put_many({b"key": b"value"})
+        cache.close()
+    third = DiskCache(tmp_path, MEGABYTE)
+    assert third.get_many([b"key"]) == {b"key": b"value"}
+    third.close()
+    assert identity_of(tmp_path) != damaged
+
+
+def test_what_is_damaged_again_is_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    DiskCache(tmp_path, MEGABYTE).close()
+    damage_garbage(tmp_path)
+    cache = DiskCache(tmp_path, MEGABYTE)
+    cache.put_many({b"key": b"value"})
+    while not cache.get_many([b"key"]):
+        time.sleep(0.01)
+    with sqlite3.connect(tmp_path / "cache.db") as database:
+        database.execute("DROP TABLE Cache")
+    database.close()
+    for _ in range(3):
+        cache.get_many([b"key"])
+        cache.put_many({b"key": b"value"})
+    cache.close()
+    assert caplog.text.count("disk cache is damaged") == 1
+    assert caplog.text.count("disk cache in trouble") == 1
+
+
+def test_a_cache_that_cannot_be_used_is_logged_once_and_changes_no_label(
+    tmp_path: Path, classifier: Classifier, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [f"message {number}" for number in range(300)]
+    expected = classifier.classify(texts)
+    folder = tmp_path / "cache"
+    folder.write_bytes(b"")
     second = Classifier.load(cache_directory=folder, memory_entries=0)
     for start in range(0, 300, 100):
         assert second.classify(texts[start : start + 100]) == expected[start : start + 100]

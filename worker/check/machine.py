@@ -70,7 +70,7 @@ def _cache_problem(folder: Path) -> str:
         return "belongs to another user; name another, or change its owner"
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         return "is open to other users; set its mode to 700, or name another"
-    return "cannot be written; see its rights, its space, and whether cache.db in it is damaged"
+    return "cannot be written; see its rights and its space"
 
 
 def cpu(settings: Settings) -> Iterator[Finding]:

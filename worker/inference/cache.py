@@ -13,7 +13,7 @@ from array import array
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
-from worker.inference.database import Database
+from worker.inference.database import DamagedError, Database, identity_of, move_aside
 from worker.logs.logger import log
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ class DiskCache:
     """A database in a folder that the processes of a host share.
 
     Each value is stored with a checksum of itself and its key, so that a damaged one is a miss and
-    never a wrong label. The first trouble is logged; labels go on without the cache.
+    never a wrong label. A damaged database is moved aside once. The first trouble is logged; labels
+    go on without the cache.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -111,6 +112,9 @@ class DiskCache:
         self._folder = folder
         self._max_bytes = max_bytes
         self._database: Database | None = None
+        # The damaged database that is to be replaced; one is, in the life of a process.
+        self._damaged: tuple[int, int] | None = None
+        self._replaced = False
         self._trouble_logged = False
         # None asks the thread to end.
         self._writes: queue.Queue[Sequence[tuple[bytes, bytes]] | None] = queue.Queue(
@@ -125,14 +129,17 @@ class DiskCache:
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return the values that are there; the search ends at the first trouble."""
         found: dict[bytes, bytes] = {}
-        if self._database is None:
+        database = self._database
+        if database is None:
             return found
         wanted = list(keys)
         try:
             for begin in range(0, len(wanted), _KEYS_PER_QUERY):
-                for key, stored in self._database.find(wanted[begin : begin + _KEYS_PER_QUERY]):
+                for key, stored in database.find(wanted[begin : begin + _KEYS_PER_QUERY]):
                     if (value := self._verified(key, stored)) is not None:
                         found[key] = value
+        except DamagedError:
+            self._give_up(database)
         except Exception as error:  # noqa: BLE001 - whatever fails in a cache, labels go on
             self._log_first_trouble("read", error)
         return found
@@ -157,24 +164,56 @@ class DiskCache:
             self._database.close()
 
     def _open_and_write(self) -> None:
+        before = identity_of(self._folder)
         try:
             self._database = Database(self._folder, self._max_bytes)
+        except DamagedError:
+            self._replace(before)
         except Exception as error:  # noqa: BLE001 - whatever fails in a cache, labels go on
             self._log_first_trouble("open", error)
         self._opened.set()
         while (items := self._writes.get()) is not None:
+            if self._damaged is not None:
+                self._replace(self._damaged)
             self._write(items)
         if self._database is not None:
             self._database.close()
 
     def _write(self, items: Sequence[tuple[bytes, bytes]]) -> None:
-        try:
-            written = self._database is not None and self._database.insert(items)
-        except Exception as error:  # noqa: BLE001 - whatever fails in a cache, labels go on
-            written = False
-            self._log_first_trouble("write", error)
+        database, written = self._database, False
+        if database is not None:
+            try:
+                written = database.insert(items)
+            except DamagedError:
+                self._give_up(database)
+            except Exception as error:  # noqa: BLE001 - whatever fails in a cache, labels go on
+                self._log_first_trouble("write", error)
         if not written:
             self.writes_skipped += len(items)
+
+    def _give_up(self, database: Database) -> None:
+        """Use a damaged database no more; the thread that writes replaces it."""
+        database.close()
+        if self._database is database:
+            self._database, self._damaged = None, database.identity
+
+    def _replace(self, damaged: tuple[int, int] | None) -> None:
+        """Move a damaged database aside, and begin a fresh one."""
+        self._damaged = None
+        if self._replaced:
+            self._log_first_trouble("read", DamagedError())
+            return
+        self._replaced = True
+        log.warning(
+            "disk cache is damaged: it is moved aside, and a fresh one begins",
+            folder=str(self._folder),
+            aside="cache.db.damaged",
+        )
+        try:
+            move_aside(self._folder, damaged)
+            self._database = Database(self._folder, self._max_bytes)
+        except Exception as error:  # noqa: BLE001 - whatever fails in a cache, labels go on
+            self._log_first_trouble("open", error)
 
     def _verified(self, key: bytes, stored: bytes) -> bytes | None:
         value, checksum = stored[:-_CHECKSUM_BYTES], stored[-_CHECKSUM_BYTES:]

@@ -8,16 +8,18 @@ so that an upgrade of diskcache which removes one fails with its name.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import sqlite3
 import stat
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import diskcache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
 _LOCK_WAIT_SECONDS: Final = 0.1
@@ -30,6 +32,13 @@ _FORGET: Final = """
 _FIND: Final = "SELECT key, mode, filename, value FROM Cache WHERE raw = 1 AND key IN ({})"
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+# The last is that of a statement that fits no such table.
+_DAMAGE: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+_PRIMARY_CODE: Final = 0xFF
+
+
+class DamagedError(Exception):
+    """The file is not a database, or not one of ours; it does no more good."""
 
 
 class RawDisk(diskcache.Disk):  # type: ignore[misc] # diskcache ships no types
@@ -88,7 +97,7 @@ class _Cache(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
 class Database:
     """A folder with diskcache's database; each thread that uses it has a connection of its own.
 
-    Every call may raise whatever sqlite3, diskcache or the file system raise.
+    Every call may raise `DamagedError`, and whatever sqlite3, diskcache or the file system raise.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -101,16 +110,21 @@ class Database:
         _make_private(folder)
         # Settings that are not given here would be taken from the database. So all that matter
         # are given, although they are the defaults.
-        self._cache = _Cache(
-            str(folder),
-            timeout=_LOCK_WAIT_SECONDS,
-            disk=RawDisk,
-            # This bounds the database; the rest is for its write-ahead log, which comes on top.
-            size_limit=max_bytes - max_bytes // 8,
-            eviction_policy="least-recently-stored",
-            statistics=0,
-            tag_index=0,
-        )
+        with _damage_told():
+            self._cache = _Cache(
+                str(folder),
+                timeout=_LOCK_WAIT_SECONDS,
+                disk=RawDisk,
+                # This bounds the database; the rest is for its write-ahead log, which comes on top.
+                size_limit=max_bytes - max_bytes // 8,
+                eviction_policy="least-recently-stored",
+                statistics=0,
+                tag_index=0,
+                # Mapped pages that someone cuts off would end the process by SIGBUS, and they save
+                # next to nothing beside the time that a text takes.
+                sqlite_mmap_size=0,
+            )
+        self.identity = identity_of(folder)
 
     def find(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
         """Yield key and value of each key that is there, as diskcache's `get` would return them.
@@ -118,9 +132,10 @@ class Database:
         There may be as many keys as SQLite takes parameters in a statement, 999 at least.
         """
         query = _FIND.format(",".join("?" * len(keys)))
-        rows = self._cache._sql(query, keys)  # noqa: SLF001 - diskcache's `get` takes one key
-        for key, mode, filename, stored in rows:
-            yield key, self._cache.disk.fetch(mode, filename, stored, read=False)
+        with _damage_told():
+            rows = self._cache._sql(query, keys)  # noqa: SLF001 - diskcache's `get` takes one key
+            for key, mode, filename, stored in rows:
+                yield key, self._cache.disk.fetch(mode, filename, stored, read=False)
 
     def insert(self, items: Sequence[tuple[bytes, bytes]]) -> bool:
         """Insert keys with their values, all or none, as diskcache's `set` would.
@@ -129,7 +144,7 @@ class Database:
         a second.
         """
         for _ in range(_WRITE_TRIES):
-            with suppress(diskcache.Timeout), self._cache.transact():
+            with _damage_told(), suppress(diskcache.Timeout), self._cache.transact():
                 self._insert(items)
                 return True
         return False
@@ -146,6 +161,46 @@ class Database:
             # The volume shrinks only with the commit, so no loop can watch it (`cull` does). Twice
             # as many entries are deleted as came, the oldest ones.
             self._cache._sql(_FORGET, (2 * len(items),))  # noqa: SLF001 - `cull` would delete all
+
+
+def identity_of(folder: Path) -> tuple[int, int] | None:
+    """Return what tells the database in a folder from a later one; None where there is none."""
+    try:
+        status = (folder / diskcache.core.DBNAME).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def move_aside(folder: Path, damaged: tuple[int, int] | None) -> None:
+    """Rename a damaged database to `cache.db.damaged`, in place of an earlier one of this name.
+
+    Nothing is done where another process did it meanwhile, and the folder has another database.
+
+    Raises:
+        OSError: the folder cannot be written.
+
+    """
+    path = folder / diskcache.core.DBNAME
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if damaged is not None and identity_of(folder) == damaged:
+            path.replace(path.with_name(f"{path.name}.damaged"))
+            for end in ("-wal", "-shm"):
+                path.with_name(path.name + end).unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _damage_told() -> Generator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE in _DAMAGE:
+            raise DamagedError from None
+        raise
 
 
 def _make_private(folder: Path) -> None:
