@@ -8,9 +8,9 @@ CHAOS_SECONDS ?= 900
 FUZZ_SECONDS ?= 3600
 # Some environments forbid Python to keep what it has compiled; the tests start the worker 700 times.
 export PYTHONDONTWRITEBYTECODE :=
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast chaos fuzz compose-test configuration benchmark-batches benchmark-caches \
+.PHONY: demo test test-fast chaos fuzz compose-test configuration lock sbom benchmark-batches benchmark-caches \
 	benchmark-check \
 	benchmark-engine benchmark-ladder benchmark-latency benchmark-peers \
 	benchmark-replay benchmark-scale benchmark-stream model clean
@@ -133,18 +133,39 @@ build/prometheus/.unpacked:
 		echo "There is no apt-get here: tests with Prometheus will be skipped."; \
 	fi
 
+# Pins for what pyproject.toml asks for, without addresses; those of the run-time install and of what
+# builds the package have the digests of all their files. UPGRADE=1 takes the newest versions.
+LOCK := $(VENV)/bin/uv pip compile --quiet --no-annotate --no-emit-index-url --custom-compile-command 'make lock' \
+	--python-version 3.11 --python-platform linux
+lock: $(VENV)/.all
+	$(LOCK) $(if $(UPGRADE),--upgrade) pyproject.toml --all-extras -o constraints.txt
+	$(LOCK) -c constraints.txt --generate-hashes pyproject.toml -o requirements/runtime.txt
+	$(LOCK) --generate-hashes requirements/packaging.in -o requirements/packaging.txt
+
+# What the run-time install consists of, as a CycloneDX document: build/sbom.json.
+sbom: $(VENV)/.all
+	rm -rf build/runtime
+	$(VENV)/bin/python -m venv --without-pip build/runtime
+	$(VENV)/bin/python -m pip --python build/runtime/bin/python install --quiet --disable-pip-version-check \
+		--require-hashes -r requirements/runtime.txt
+	$(VENV)/bin/python -m pip --python build/runtime/bin/python install --quiet --disable-pip-version-check \
+		--no-deps .
+	$(VENV)/bin/cyclonedx-py environment build/runtime/bin/python --pyproject pyproject.toml \
+		--mc-type application --output-reproducible --of JSON -o build/sbom.json
+
 clean:
 	rm -rf build $(VENV)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable .
+$(VENV)/.runtime: pyproject.toml requirements/runtime.txt requirements/packaging.txt | $(VENV)/bin/python
+	$(PIP) --require-hashes -r requirements/runtime.txt -r requirements/packaging.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@mkdir -p build/demo
 	@touch $@
 
 $(VENV)/.all: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable '.[build,dev]'
+	$(PIP) -c constraints.txt --editable '.[build,dev]'
 	@mkdir -p build/demo
 	@touch $@ $(VENV)/.runtime

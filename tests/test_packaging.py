@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT, BUILD_SYSTEM = PYPROJECT["project"], PYPROJECT["build-system"]
+REQUIREMENTS = ["requirements/runtime.txt", "requirements/packaging.txt"]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 CLASSIFIER = re.compile(r"Programming Language :: Python :: (3\.\d+)")
 # An sdist holds no workflows.
@@ -39,6 +41,53 @@ def pins() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pinned = (line.split("==") for line in lines if not line.startswith("#"))
     return {canonicalize_name(name): number for name, number in pinned}
+
+
+def hashed(name: str) -> dict[str, str]:
+    """Return the pins of a file in `requirements`, all of which have digests."""
+    content = (ROOT / "requirements" / f"{name}.txt").read_text("utf-8")
+    lines = content.replace("\\\n", "").splitlines()
+    pinned = [line for line in lines if not line.startswith("#")]
+    assert all(re.search(r" --hash=sha256:[0-9a-f]{64}", line) for line in pinned)
+    pairs = (re.match(r"(\S+)==(\S+)", line) for line in pinned)
+    return {canonicalize_name(pair[1]): pair[2] for pair in pairs if pair}
+
+
+def needed(requirements: list[str]) -> set[str]:
+    """Return the names of what is installed here for requirements, and for theirs."""
+    names: set[str] = set()
+    waiting = [Requirement(each) for each in requirements]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        extras = requirement.extras or {""}
+        markers = requirement.marker
+        if name in names or (markers and not any(markers.evaluate({"extra": e}) for e in extras)):
+            continue
+        names.add(name)
+        for text in requires(requirement.name) or []:
+            child = Requirement(text)
+            if not child.marker or any(child.marker.evaluate({"extra": e}) for e in extras):
+                child.marker = None
+                waiting.append(child)
+    return names
+
+
+def test_all_that_running_needs_is_pinned_by_digest_with_the_tested_versions() -> None:
+    runtime, tested = hashed("runtime"), pins()
+    assert runtime.keys() == needed(PROJECT["dependencies"])
+    assert runtime == {name: tested[name] for name in runtime}
+
+
+def test_what_builds_the_package_is_pinned_by_digest() -> None:
+    (backend,) = BUILD_SYSTEM["requires"]
+    assert hashed("packaging").items() >= dict([backend.split("==")]).items()
+    assert backend in (ROOT / "requirements" / "packaging.in").read_text("utf-8").splitlines()
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", *REQUIREMENTS])
+def test_pins_record_no_addresses(name: str) -> None:
+    assert "://" not in (ROOT / name).read_text("utf-8")
 
 
 def test_pip_installs_on_the_pythons_of_the_classifiers_and_on_no_other() -> None:
