@@ -83,6 +83,8 @@ def test_what_builds_the_package_is_pinned_by_digest() -> None:
     (backend,) = BUILD_SYSTEM["requires"]
     assert hashed("packaging").items() >= dict([backend.split("==")]).items()
     assert backend in (ROOT / "requirements" / "packaging.in").read_text("utf-8").splitlines()
+    # `make demo` installs both in one environment.
+    assert {**pins(), **hashed("packaging")}.items() >= pins().items()
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", *REQUIREMENTS])
