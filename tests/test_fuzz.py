@@ -7,6 +7,7 @@ its own, and keeps those that were of interest.
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka.consumer.fetcher import ConsumerRecord
 
+from tests.conftest import sign
 from worker.dead_letters.letters import Filters, letters_of_files
 from worker.dead_letters.receipts import Ledger
 from worker.dead_letters.topic import is_receipt, letter_of
-from worker.errors import WorkerError
+from worker.errors import ArtifactError, EngineError, WorkerError
 from worker.events.decoding import Fields, decode_text, json_decoder, row_decoder
 from worker.events.records import DeadLetter, Event, FilePlace, Record, Skipped
-from worker.inference.artifact import BUILT_IN_MODEL, MANIFEST_FILE, load_artifact
+from worker.inference.artifact import (
+    BUILT_IN_MODEL,
+    MANIFEST_FILE,
+    TOKENIZER_FILE,
+    load_artifact,
+)
+from worker.inference.tokens import TextTokenizer
 from worker.settings.loading import load_settings
 from worker.transports.kafka import records
 
@@ -36,6 +44,14 @@ JSON = st.recursive(
 OURS = sorted(value for value in vars(records).values() if str(value).startswith(records.PREFIX))
 NUMBERS = st.integers(-(2**70), 2**70).map(lambda number: str(number).encode())
 CONTENTS = st.none() | st.binary() | NUMBERS | JSON.map(json.dumps).map(str.encode)
+TOKENIZER = json.loads((BUILT_IN_MODEL / TOKENIZER_FILE).read_bytes())
+# Of thirty thousand words few are enough.
+TOKENIZER["model"]["vocab"] = {
+    word: number for word, number in TOKENIZER["model"]["vocab"].items() if number < 1100
+}
+TOKENIZER["added_tokens"] = [
+    token for token in TOKENIZER["added_tokens"] if token["id"] in range(1100)
+]
 MANIFEST = json.loads((BUILT_IN_MODEL / MANIFEST_FILE).read_bytes())
 CONFIG = """
 [kafka]
@@ -54,6 +70,12 @@ keep = ["user"]
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.fixture(scope="session")
+def model_copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model folder to change."""
+    return shutil.copytree(BUILT_IN_MODEL, tmp_path_factory.mktemp("fuzz") / "model")
 
 
 def mutated(content: Any, data: st.DataObject) -> Any:
@@ -130,6 +152,23 @@ def test_a_manifest_is_read_or_is_an_error_that_names_it(
         path.write_bytes(content)
         with pytest.raises(WorkerError, match=str(folder)):
             load_artifact(folder)
+
+
+@given(data=st.data(), text=st.text())
+def test_a_tokenizer_works_or_is_an_error_that_names_it(
+    model_copies: Path, data: st.DataObject, text: str
+) -> None:
+    path = model_copies / TOKENIZER_FILE
+    path.write_bytes(json.dumps(mutated(TOKENIZER, data)).encode())
+    sign(model_copies, TOKENIZER_FILE)
+    try:
+        tokenizer = TextTokenizer(load_artifact(model_copies))
+    except ArtifactError as error:
+        assert str(path) in str(error)  # noqa: PT017 - either is right
+        return
+    with suppress(EngineError):
+        for tokens in tokenizer.encode(["", text, "gg wp " * 300]):
+            assert all(isinstance(number, int) for number in tokens.ids)
 
 
 @given(data=st.data())
