@@ -21,10 +21,20 @@ from worker.inference.classifier import Classifier
 from worker.inference.database import identity_of, move_aside
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MEGABYTE = 2**20
 BYTES = st.binary(min_size=1, max_size=40)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _patience() -> Iterator[None]:
+    """Let nothing be skipped because this machine has other work; one test looks at that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worker.inference.cache._OPEN_SECONDS", 60.0)
+        patch.setattr("worker.inference.cache._CLOSE_SECONDS", 60.0)
+        yield
 
 
 @given(
@@ -350,8 +360,9 @@ def test_a_cache_locked_by_another_process_skips_writes_and_goes_on(
 
 
 def test_a_cache_locked_at_start_delays_by_a_second_at_most_and_goes_on(
-    tmp_path: Path, classifier: Classifier
+    tmp_path: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("worker.inference.cache._OPEN_SECONDS", 1.0)
     DiskCache(tmp_path, MEGABYTE).close()
     lock = sqlite3.connect(tmp_path / "cache.db", isolation_level=None)
     lock.execute("PRAGMA locking_mode = EXCLUSIVE")
