@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -184,3 +185,14 @@ def test_batches_are_full_and_texts_of_one_length_stand_together(
     assert in_order == sorted(lengths)
     for batch, following in pairwise(batches):
         assert sum(map(len, batch)) + len(following[0]) > budget
+
+
+def test_a_tokenizer_without_its_unknown_token_is_an_engine_error(model_copy: Path) -> None:
+    path = model_copy / TOKENIZER_FILE
+    content = json.loads(path.read_bytes())
+    del content["model"]["vocab"]["[UNK]"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    sign(model_copy, "tokenizer.json")
+    tokenizer = TextTokenizer(load_artifact(model_copy))
+    with pytest.raises(EngineError, match="the tokenizer fails on a text"):
+        tokenizer.encode(["\u4e00\u4e01 𓀀"])

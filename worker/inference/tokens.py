@@ -97,8 +97,9 @@ class TextTokenizer:
         try:
             return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
         except BaseException as error:
-            # A panic of the library is no Exception, so that nobody goes on without a thought.
-            if type(error).__name__ != "PanicException":
+            # The library raises bare exceptions; its panics are none, so that nobody goes on without
+            # a thought.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise EngineError("the tokenizer fails on a text") from None
 
