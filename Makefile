@@ -140,7 +140,7 @@ LOCK := $(VENV)/bin/uv pip compile --quiet --no-annotate --no-emit-index-url --c
 lock: $(VENV)/.all
 	$(LOCK) $(if $(UPGRADE),--upgrade) pyproject.toml --all-extras -o constraints.txt
 	$(LOCK) -c constraints.txt --generate-hashes pyproject.toml -o requirements/runtime.txt
-	$(LOCK) -c constraints.txt --generate-hashes requirements/packaging.in -o requirements/packaging.txt
+	$(LOCK) $(if $(UPGRADE),--upgrade) -c constraints.txt --generate-hashes requirements/packaging.in -o requirements/packaging.txt
 
 # What the run-time install consists of, as a CycloneDX document: build/sbom.json.
 sbom: $(VENV)/.all

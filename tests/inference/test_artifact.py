@@ -103,7 +103,9 @@ def test_a_file_that_changes_after_the_check_is_not_loaded(
         load(artifact)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"labels": []}', "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"labels": []}', "\x00", "[" * 200_000]
+)
 def test_a_manifest_that_is_none_is_an_error(model_copy: Path, content: str) -> None:
     (model_copy / MANIFEST_FILE).write_text(content, encoding="utf-8")
     with pytest.raises(ArtifactError, match="is not a model manifest"):

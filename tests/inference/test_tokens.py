@@ -15,7 +15,7 @@ from tokenizers.normalizers import NFC, BertNormalizer, Replace, Sequence
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from tests.conftest import sign
-from worker.errors import EngineError
+from worker.errors import ArtifactError, EngineError
 from worker.inference.artifact import TOKENIZER_FILE, load_artifact
 from worker.inference.tokens import TextTokenizer, cut_batches, margin_of
 
@@ -196,3 +196,21 @@ def test_a_tokenizer_without_its_unknown_token_is_an_engine_error(model_copy: Pa
     tokenizer = TextTokenizer(load_artifact(model_copy))
     with pytest.raises(EngineError, match="the tokenizer fails on a text"):
         tokenizer.encode(["\u4e00\u4e01 𓀀"])
+
+
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": ""}),
+        ("model", {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]}),
+        ("model", {"type": "Other"}),
+    ],
+)
+def test_a_tokenizer_that_panics_as_it_loads_is_an_artifact_error(
+    model_copy: Path, part: str, content: dict[str, object]
+) -> None:
+    path = model_copy / TOKENIZER_FILE
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {part: content}), encoding="utf-8")
+    sign(model_copy, TOKENIZER_FILE)
+    with pytest.raises(ArtifactError, match="is not a tokenizer"):
+        TextTokenizer(load_artifact(model_copy))

@@ -73,8 +73,11 @@ def test_logs_are_for_people_where_asked_for(capsys: pytest.CaptureFixture[str])
     assert "\x1b" not in line
 
 
-def test_what_others_named_controls_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logs("info", "console")
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_what_others_named_controls_no_terminal(
+    capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    configure_logs("info", form)
     log.info("a request was refused", host="evil\x1b[2J\x9b1m")
     line = capsys.readouterr().err
     assert not {"\x1b", "\x9b"} & set(line)

@@ -12,12 +12,12 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
 from worker.cli import building, dead_letters, labelling, measuring, streaming
 from worker.cli.flags import EPILOG
 from worker.errors import ConfigurationError, ExitCode, WorkerError
-from worker.terminal.sentences import say
+from worker.terminal.sentences import escaped, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,7 +120,7 @@ def _need_standard_output() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each leaves in `command` what runs it."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="worker",
         description=_DESCRIPTION,
         epilog=EPILOG,
@@ -143,6 +143,13 @@ def parser() -> argparse.ArgumentParser:
     building.add_finetune(commands)
     building.add_prepare(commands)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong with arguments, which may be names of files, without showing them raw."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(escaped(message))
 
 
 class _Version(argparse.Action):

@@ -261,7 +261,7 @@ def _read_manifest(path: Path) -> Manifest:
     content = _read(path)
     try:
         version = json.loads(content)["schema_version"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ArtifactError(f"{path} is not a model manifest") from None
     if version != 1:
         raise ArtifactError(

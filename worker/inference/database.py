@@ -186,9 +186,10 @@ def move_aside(folder: Path, damaged: tuple[int, int] | None) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if damaged is not None and identity_of(folder) == damaged:
-            path.replace(path.with_name(f"{path.name}.damaged"))
+            # First, or they might be those of a fresh database that another process has begun.
             for end in ("-wal", "-shm"):
                 path.with_name(path.name + end).unlink(missing_ok=True)
+            path.replace(path.with_name(f"{path.name}.damaged"))
     finally:
         os.close(descriptor)
 

@@ -5,6 +5,7 @@ It is bit-exact: the logits of a text are the same bytes whatever else is in its
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from itertools import chain, groupby
 from pathlib import Path
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 # These are slower than the plain nodes that they replace (docs/design.md, "Engine").
 _SLOW_FUSIONS: Final = ["SkipLayerNormFusion", "BiasGeluFusion"]
-_ERRORS_ONLY: Final = 3
+# Errors are raised anyway; printed, they would show the names of nodes as the graph has them.
+_FATAL_ONLY: Final = 4
 # The inputs of a graph, with their shapes; `packed` makes them.
 INPUTS: Final[dict[str, list[str | int]]] = {
     "input_ids": ["tokens"],
@@ -63,6 +65,7 @@ class Engine:
 
         """
         self.exact_products = int8_products_saturate() if exact_products is None else exact_products
+        self._labels = len(artifact.manifest.labels)
         path = artifact.folder / GRAPH_FILE
         graph, weights = artifact.read(GRAPH_FILE), artifact.read(WEIGHTS_FILE)
         try:
@@ -89,6 +92,8 @@ class Engine:
             raise EngineError(
                 f"onnxruntime failed on a batch of {len(batch)} texts, {tokens} tokens in all"
             ) from None
+        if logits.shape != (len(batch), self._labels):
+            raise EngineError("the model does not give a logit for each text and label")
         if not np.isfinite(logits).all():
             raise EngineError("the model's scores are not finite")
         return logits
@@ -102,9 +107,11 @@ class Engine:
                 f"{', '.join(inputs)}, not {', '.join(INPUTS)}",
                 "prepare the model anew",
             )
-        outputs = [(value.name, value.shape[-1:]) for value in self._session.get_outputs()]
-        labels = len(artifact.manifest.labels)
-        if outputs != [("logits", [labels])]:
+        outputs = [
+            (value.name, value.type, value.shape[-1:]) for value in self._session.get_outputs()
+        ]
+        labels = self._labels
+        if outputs != [("logits", "tensor(float)", [labels])]:
             raise ArtifactError(
                 f"{path} does not give {labels} logits, as the manifest's labels need",
                 "prepare the model anew",
@@ -133,6 +140,10 @@ def open_session(graph: bytes, weights: bytes, *, exact_products: bool) -> ort.I
     none itself, and fails where a graph names another.
     """
     options = session_options()
+    # Some kinds of constants are looked for in a folder all the same; there is none.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )
     options.add_external_initializers_from_files_in_memory(
         [WEIGHTS_FILE], [weights], [len(weights)]
     )
@@ -152,5 +163,5 @@ def session_options() -> ort.SessionOptions:
     # plans would fill memory and seldom be used again.
     options.enable_mem_pattern = False
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     return options

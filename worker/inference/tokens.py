@@ -53,7 +53,9 @@ class TextTokenizer:
         path, content = artifact.folder / TOKENIZER_FILE, artifact.read(TOKENIZER_FILE)
         try:
             self._tokenizer = Tokenizer.from_buffer(content)
-        except Exception:  # noqa: BLE001 - tokenizers raises bare exceptions
+        except BaseException as error:
+            if not _is_of_tokenizers(error):
+                raise
             raise ArtifactError(f"{path} is not a tokenizer", "prepare the model anew") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -97,9 +99,7 @@ class TextTokenizer:
         try:
             return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
         except BaseException as error:
-            # The library raises bare exceptions; its panics are none, so that nobody goes on without
-            # a thought.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            if not _is_of_tokenizers(error):
                 raise
             raise EngineError("the tokenizer fails on a text") from None
 
@@ -107,6 +107,11 @@ class TextTokenizer:
         if len(ids) <= self._limit:
             return Tokens(ids, truncated=False)
         return Tokens([*ids[: self._limit - 1], ids[-1]], truncated=True)
+
+
+def _is_of_tokenizers(error: BaseException) -> bool:
+    """Return whether the library may have raised it: bare exceptions, and panics, which are none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def margin_of(tokenizer: Tokenizer) -> int | None:

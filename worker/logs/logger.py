@@ -6,9 +6,10 @@ ours, never a text or a user id.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -44,7 +45,7 @@ def configure_logs(level: str, form: str) -> None:
     steps: list[Processor] = (
         [_escape_values, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
         if console
-        else [structlog.processors.JSONRenderer(ensure_ascii=False)]
+        else [structlog.processors.JSONRenderer(_to_json)]
     )
     handler = logging.StreamHandler()
     handler.setFormatter(
@@ -64,3 +65,7 @@ def _escape_values(_: object, __: str, event: EventDict) -> EventDict:
     return {
         name: escaped(value) if isinstance(value, str) else value for name, value in event.items()
     }
+
+
+def _to_json(event: object, **options: Any) -> str:  # noqa: ANN401 - structlog chooses them
+    return escaped(json.dumps(event, ensure_ascii=False, **options))

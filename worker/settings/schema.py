@@ -71,6 +71,8 @@ _Topic = Annotated[
     str, _form(r"[a-zA-Z0-9._-]{1,249}", "a topic: letters, digits, dot, dash, underscore")
 ]
 _Listen = Annotated[str, _form(r"off|.+:\d{1,5}", "host:port, or off")]
+_Host = Annotated[str, _form(r"\*|[A-Za-z0-9._-]+", "a host's name without a port, or *")]
+_Hosts = Annotated[tuple[_Host, ...], NoDecode, BeforeValidator(_names)]
 _Names = Annotated[tuple[_Name, ...], NoDecode, BeforeValidator(_names)]
 _Brokers = Annotated[tuple[_Broker, ...], NoDecode, BeforeValidator(_names), Field(min_length=1)]
 _Topics = Annotated[tuple[_Topic, ...], NoDecode, BeforeValidator(_names), Field(min_length=1)]
@@ -208,7 +210,7 @@ class RunSettings(Strict):
 
     processes: int = _setting("run.processes", ge=1, le=1024)
     listen: _Listen = _setting("run.listen")
-    allowed_hosts: _Names = _setting("run.allowed_hosts")
+    allowed_hosts: _Hosts = _setting("run.allowed_hosts")
     stop_seconds: float = _setting("run.stop_seconds", ge=0, le=3600)
     stuck_seconds: float = _setting("run.stuck_seconds", ge=5, le=86400)
 

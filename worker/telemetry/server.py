@@ -47,6 +47,7 @@ _CHECKS: Final[dict[str, Literal["live", "ready"]]] = {"/healthz": "live", "/rea
 _REQUEST_SECONDS: Final = 10.0
 _CONNECTIONS: Final = 32
 _INTERVAL: Final = 0.2
+_HOST: Final = 255
 _HIGHEST_PORT: Final = 65535
 
 
@@ -149,7 +150,7 @@ class _Server(ThreadingTCPServer):
         if host is None or "*" in self._allowed_hosts:
             return True
         try:
-            name = urlsplit(f"//{host}").hostname or ""
+            name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
             if name in self._allowed_hosts:
                 return True
             ipaddress.ip_address(name)
@@ -161,7 +162,7 @@ class _Server(ThreadingTCPServer):
         """Log, once, that a host is not allowed: it may be one that the operator knows."""
         if not self._has_refused:
             self._has_refused = True
-            log.warning("a request was refused, see run.allowed_hosts", host=host)
+            log.warning("a request was refused, see run.allowed_hosts", host=(host or "")[:_HOST])
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the type is that of the base class
         """Remember when a connection began, and give it a thread."""

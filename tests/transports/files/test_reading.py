@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import threading
 import warnings
 from typing import TYPE_CHECKING
 
@@ -221,6 +222,9 @@ def test_rows_end_where_the_csv_module_ends_them(table: list[list[str]]) -> None
         (b'"b"\r', False, False),
         (b'"b"c', False, None),
         (b'b"c,"d', True, None),
+        (b"a\rb", False, None),
+        (b'"a\rb",c\r', False, False),
+        (b'b",c\rd,"e', True, None),
     ],
 )
 def test_a_field_is_quoted_only_if_it_starts_with_a_quote(
@@ -362,7 +366,7 @@ def test_a_quote_that_never_closes_costs_one_row(tmp_path: Path) -> None:
     assert rows == [b'1,"gg', *(b"%d,fine" % n for n in range(2, 50))]
 
 
-@pytest.mark.parametrize("last", [b"", b'x"y\n', b'x",y\n'])
+@pytest.mark.parametrize("last", [b"", b'x"y\n', b'x",y\n', b'x",a\ry\n'])
 def test_a_chain_of_open_quotes_is_not_looked_at_again_from_each_of_its_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bytes
 ) -> None:
@@ -375,7 +379,7 @@ def test_a_chain_of_open_quotes_is_not_looked_at_again_from_each_of_its_lines(
     monkeypatch.setattr(reading, "ends_inside_quotes", ends)
     rows = rows_of(tmp_path, b"text\n" + b"\n".join(chain) + b"\n" + last, Format.CSV)
     joined = b"\n".join([*chain[-999:], last.rstrip()])
-    alone = [*chain, *last.splitlines()]
+    alone = [*chain, *([last.rstrip()] if last else [])]
     assert rows == (alone if last != b'x",y\n' else [*chain[:-999], joined])
     assert len(looked_at) <= 3 * len(chain)
 
@@ -500,6 +504,29 @@ def test_packed_data_that_expand_without_end_are_an_error(tmp_path: Path, form: 
     path.write_bytes(gzip.compress(b"\n" * 2**21))
     with pytest.raises(WorkerError, match=r"unpacks to more than 100 times its size.*gunzip"):
         read_rows(path, form)
+
+
+@pytest.mark.parametrize("rest", [b"\0" * 2**21, gzip.compress(b"", mtime=0) * 2**17])
+def test_packed_data_that_unpack_to_nothing_are_an_error(tmp_path: Path, rest: bytes) -> None:
+    path = tmp_path / "input.gz"
+    path.write_bytes(gzip.compress(b"gg\n") + rest)
+    with pytest.raises(WorkerError, match="has long stretches that unpack to nothing"):
+        read_rows(path, Format.TEXT)
+
+
+def test_a_little_padding_is_none_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "input.gz"
+    path.write_bytes(gzip.compress(b"gg\n") + b"\0" * 10_000 + gzip.compress(b"wp\n"))
+    assert [row.data for row in read_rows(path, Format.TEXT)] == [b"gg", b"wp"]
+
+
+def test_a_named_pipe_may_be_packed(tmp_path: Path) -> None:
+    path = tmp_path / "input.gz"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=[gzip.compress(b"gg\nwp\n")])
+    writer.start()
+    assert [row.data for row in read_rows(path, Format.TEXT)] == [b"gg", b"wp"]
+    writer.join()
 
 
 def test_packed_data_may_expand_as_far_as_messages_do(tmp_path: Path) -> None:

@@ -219,12 +219,17 @@ def test_a_run_without_checkpoint_cannot_write_over_one_that_has(tmp_path: Path)
     assert not (tmp_path / "out.jsonl.checkpoint").exists()
 
 
-def test_a_file_of_nothing_but_blank_lines_can_be_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [b"", b'{"text": "gg"}\n'])
+def test_a_file_of_nothing_but_blank_lines_can_be_left(tmp_path: Path, first: bytes) -> None:
     path = tmp_path / "in.jsonl"
-    path.write_bytes(b"\n" * 50_000)
+    path.write_bytes(first + b"\n" * 50_000)
     outputs = open_outputs(tmp_path / "out.jsonl", tmp_path / "dead.jsonl")
     source = InputSource(str(path), path.name, Format.JSONL)
     transport = FileTransport([source], Fields(), 1000, outputs, ENCODER)
+    chunks = []
     for chunk in islice(transport.chunks(), 5):
-        assert chunk.position.input == 0
+        transport.complete(chunk, [])
+        chunks.append(chunk)
+    assert [len(chunk.items) for chunk in chunks] == [bool(first), 0, 0, 0, 0]
+    assert {chunk.position.input for chunk in chunks} == {0}
     outputs.close()

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import os
 import select
 import sys
 import zlib
 from collections import deque
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
@@ -32,6 +34,8 @@ _BLANK_LINES: Final = 10_000
 # message: without a bound, a few kilobytes of packed newlines would fill a disk with labels.
 _MOST_EXPANSION: Final = 100
 _EXPANSION_FROM_BYTES: Final = 2**20
+# Of padding or empty parts, before anything is unpacked.
+_MOST_PACKED: Final = 2**20
 _QUOTE: Final = ord('"')
 _AFTER_A_QUOTE: Final = {b",", b"\r", b""}
 _UNREADABLE: Final = (OSError, EOFError, zlib.error)
@@ -153,19 +157,58 @@ class LineReader:
         return bool(read)
 
 
+class _PackedFile:
+    """A packed file, as gzip reads it, of which no part may be long and hold nothing."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.position = 0
+        self.left = _MOST_PACKED
+        self._file = Path(path).open("rb")  # noqa: SIM115 - closed by `close`
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self.position += len(data)
+        self.left -= len(data)
+        if self.left < 0:
+            raise self.refusal("has long stretches that unpack to nothing")
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.position = self._file.seek(offset, whence)
+        return self.position
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def refusal(self, what: str) -> WorkerError:
+        return WorkerError(
+            f"cannot read {self.path}: it {what}",
+            "if it is to be trusted, unpack it yourself: gunzip",
+        )
+
+
 class _GzipFile(gzip.GzipFile):
     """Packed data that must not expand further than messages do."""
 
+    def __init__(self, path: str) -> None:
+        self.packed = _PackedFile(path)
+        super().__init__(fileobj=self.packed, mode="rb")
+
     def read1(self, size: int = -1) -> bytes:
+        self.packed.left = _MOST_PACKED
         data = super().read1(size)
         unpacked = self.tell()
-        packed = self.fileobj.tell()  # type: ignore[union-attr]  # typeshed gives it no position
-        if unpacked > _EXPANSION_FROM_BYTES and unpacked > _MOST_EXPANSION * packed:
-            raise WorkerError(
-                f"cannot read {self.name}: it unpacks to more than {_MOST_EXPANSION} times its size",
-                "if it is to be trusted, unpack it yourself: gunzip",
-            )
+        if unpacked > _EXPANSION_FROM_BYTES and unpacked > _MOST_EXPANSION * self.packed.position:
+            raise self.packed.refusal(f"unpacks to more than {_MOST_EXPANSION} times its size")
         return data
+
+    def close(self) -> None:
+        super().close()
+        self.packed.close()
 
 
 class InputFile:
@@ -184,9 +227,11 @@ class InputFile:
         self.path = path
         self._form = form
         self._limit = limit
-        # Lines to be read anew, and how many of the first of them do not close quotes.
-        self._pushed_back: deque[Line] = deque()
-        self._open = 0
+        self._ahead: deque[Line] = deque()
+        # How many of the first of them, of how many bytes, leave quotes open, and the line behind
+        # these: whether its end is inside quotes, where its start is.
+        self._open = self._open_bytes = 0
+        self._closing: tuple[Line, bool | None] | None = None
         try:
             self._file = _open(path)
         except OSError as error:
@@ -206,12 +251,13 @@ class InputFile:
 
     def ready(self, seconds: float) -> bool:
         """Return whether a record can be read; an empty pipe is waited for so long."""
-        return bool(self._pushed_back) or self._lines.ready(seconds)
+        return bool(self._ahead) or self._lines.ready(seconds)
 
     def bytes_read(self) -> int:
         """Return how many bytes of the file were read, before they were unpacked; 0 for a pipe."""
-        packed = getattr(self._file, "fileobj", self._file)
-        return int(packed.tell()) if packed.seekable() else 0
+        if isinstance(self._file, _GzipFile):
+            return self._file.packed.position
+        return self._file.tell() if self._file.seekable() else 0
 
     def rows(self) -> Iterator[Line | None]:
         """Yield the records; a blank line is one in plain text only.
@@ -244,40 +290,50 @@ class InputFile:
         return not row and self._form is not Format.TEXT
 
     def _next_line(self) -> Line | None:
-        self._open = max(0, self._open - 1)
-        return self._pushed_back.popleft() if self._pushed_back else self._lines.next_line()
+        if not self._ahead:
+            return self._lines.next_line()
+        line = self._ahead.popleft()
+        if self._open:
+            self._open -= 1
+            self._open_bytes -= len(line.data) + 1
+        return line
 
     def _whole_row(self, first: Line) -> Line:
         """Join the lines of a row that has a line end inside quotes.
 
         The first line stands alone, and becomes a dead letter, where the quotes do not close
         within the limit of bytes and a thousand lines, or close in the middle of a field. The lines
-        after it are read anew, so that one stray quote costs one row.
+        after it are rows of their own, so that one stray quote costs one row. Whichever of them opens
+        quotes next, these stay open over the same lines, which are not looked at again.
         """
         if first.part or not ends_inside_quotes(first.data, inside=False):
             return first
-        lines = [first, *(self._pushed_back.popleft() for _ in range(self._open))]
-        size = sum(len(line.data) + 1 for line in lines) - 1
-        inside: bool | None = True
-        while inside:
-            line = self._next_line()
-            size += len(line.data) + 1 if line else 0
-            too_long = size > self._limit or len(lines) >= _ROW_LINES
+        while True:
+            line = self._look_ahead(self._open)
+            size = len(first.data) + self._open_bytes + (len(line.data) + 1 if line else 0)
+            too_long = size > self._limit or self._open + 1 >= _ROW_LINES
             if line is None or line.part or too_long:
-                return self._alone(lines, line)
-            inside = ends_inside_quotes(line.data, inside=True)
-            if not inside and (inside is None or not _is_row([*lines, line])):
-                return self._alone(lines, line)
-            lines.append(line)
-        return first._replace(data=b"\n".join(line.data for line in lines), end=lines[-1].end)
+                return first
+            if self._closing is None or self._closing[0] is not line:
+                self._closing = line, ends_inside_quotes(line.data, inside=True)
+            inside = self._closing[1]
+            if not inside:
+                break
+            self._open += 1
+            self._open_bytes += len(line.data) + 1
+        lines = [first, *islice(self._ahead, self._open + 1)]
+        row = b"\n".join(each.data for each in lines)
+        if inside is None or not _is_row(row):
+            return first
+        for _ in lines[1:]:
+            self._next_line()
+        return first._replace(data=row, end=line.end)
 
-    def _alone(self, lines: list[Line], last: Line | None) -> Line:
-        """Give up a row at its last line: return its first line, and read the others anew."""
-        self._pushed_back.extendleft(reversed([*lines[1:], *([last] if last else [])]))
-        # Whichever of these lines opens quotes next, they stay open over the same lines: without
-        # looking at them again, a chain of such lines does not cost the square of its length.
-        self._open = len(lines) - 1
-        return lines[0]
+    def _look_ahead(self, lines: int) -> Line | None:
+        """Return the line that comes after so many lines, which have been looked at."""
+        if lines == len(self._ahead) and (line := self._lines.next_line()) is not None:
+            self._ahead.append(line)
+        return self._ahead[lines] if lines < len(self._ahead) else None
 
     def _decoder(self, fields: Fields) -> Decoder:
         if self._form is Format.TEXT:
@@ -302,11 +358,13 @@ class InputFile:
 def ends_inside_quotes(line: bytes, *, inside: bool) -> bool | None:
     """Return whether a CSV line ends inside a quoted field, given whether it starts inside one.
 
-    It is None where a row cannot be so, because something follows the quote that closes a field.
+    It is None where no row can be so: something follows the quote that closes a field, or a carriage
+    return stands in the middle of a field without quotes.
     The rules are those of RFC 4180: a field is quoted only if it starts with a quote, and two
     quotes inside it stand for one.
     """
     cursor = 0
+    returns = line.find(b"\r", 0, len(line.rstrip(b"\r"))) >= 0
     while cursor < len(line):
         if not inside and line[cursor] == _QUOTE:
             inside = True
@@ -321,15 +379,17 @@ def ends_inside_quotes(line: bytes, *, inside: bool) -> bool | None:
             inside = False
             if line[cursor : cursor + 1] not in _AFTER_A_QUOTE:
                 return None
-        cursor = line.find(b",", cursor) + 1
+        begin, cursor = cursor, line.find(b",", cursor) + 1
+        if returns and line.find(b"\r", begin, cursor or len(line.rstrip(b"\r"))) >= 0:
+            return None
         if cursor == 0:
             return False
     return inside
 
 
-def _is_row(lines: list[Line]) -> bool:
+def _is_row(row: bytes) -> bool:
     try:
-        split_row(b"\n".join(line.data for line in lines), ",")
+        split_row(row, ",")
     except csv.Error:
         return False
     except UnicodeDecodeError:
@@ -343,7 +403,7 @@ def _open(path: str) -> IO[bytes]:
             raise WorkerError("standard input is closed", "name a file instead of -")
         return sys.stdin.buffer
     if path.endswith(".gz"):
-        return _GzipFile(path, "rb")  # type: ignore[return-value]  # typeshed does not call it a file
+        return _GzipFile(path)  # type: ignore[return-value]  # typeshed does not call it a file
     return Path(path).open("rb")
 
 

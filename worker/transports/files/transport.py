@@ -124,27 +124,29 @@ class FileTransport:
         lines: list[Line] = []
         size = 0
         position = begin
+        only_blank = False
         while True:
-            ready = file.ready(0 if lines else IDLE_SECONDS)
-            if lines and (len(lines) >= CHUNK_RECORDS or size >= CHUNK_BYTES or not ready):
+            full = len(lines) >= CHUNK_RECORDS or size >= CHUNK_BYTES
+            waits = only_blank or not file.ready(0 if lines else IDLE_SECONDS)
+            only_blank = False
+            if lines and (full or waits):
                 offset, line_number, part = lines[-1].end
                 position = ReplayPosition(
                     input=begin.input, offset=offset, line=line_number, part=part
                 )
                 yield lines, position
                 lines, size = [], 0
-            elif not ready:
+            elif waits:
                 yield [], position
             else:
                 try:
                     line = next(rows)
                 except StopIteration:
                     break
+                only_blank = line is None
                 if line:
                     lines.append(line)
                     size += len(line.data)
-                elif not lines:
-                    yield [], position
         yield lines, ReplayPosition(input=begin.input + 1)
 
     def _chunk(
