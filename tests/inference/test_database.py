@@ -13,7 +13,7 @@ import diskcache
 import pytest
 
 import worker
-from worker.inference.database import Database, RawDisk
+from worker.inference.database import DamagedError, Database, RawDisk
 
 MEGABYTE = 2**20
 DATABASE = Path(worker.__file__).parent / "inference" / "database.py"
@@ -124,7 +124,7 @@ def test_a_database_that_cannot_be_opened_is_not_held_open(tmp_path: Path) -> No
     path.write_bytes(b"no database" * 1000)
     tmp_path.chmod(0o700)
     # The error keeps alive what was at hand where it was raised.
-    with pytest.raises(sqlite3.DatabaseError) as error:
+    with pytest.raises(DamagedError) as error:
         Database(tmp_path, MEGABYTE)
     opened = {link.resolve() for link in Path("/proc/self/fd").iterdir()}
     assert path.resolve() not in opened
