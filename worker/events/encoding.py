@@ -16,15 +16,7 @@ from worker.events.records import FilePlace
 if TYPE_CHECKING:
     from worker.events.records import DeadLetter, LabelledEvent
 
-OUTPUT_FIELDS: Final = (
-    "id",
-    "labels",
-    "scores",
-    "model",
-    "digest",
-    "truncated",
-    "text",
-)
+OUTPUT_FIELDS: Final = ("id", "labels", "scores", "model", "digest", "truncated", "text")
 
 # One encoder for all calls, because json.dumps would create a new one for each.
 to_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

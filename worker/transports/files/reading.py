@@ -364,7 +364,8 @@ def ends_inside_quotes(line: bytes, *, inside: bool) -> bool | None:
     quotes inside it stand for one.
     """
     cursor = 0
-    returns = line.find(b"\r", 0, len(line.rstrip(b"\r"))) >= 0
+    end = len(line.rstrip(b"\r"))
+    returns = line.find(b"\r", 0, end) >= 0
     while cursor < len(line):
         if not inside and line[cursor] == _QUOTE:
             inside = True
@@ -380,7 +381,7 @@ def ends_inside_quotes(line: bytes, *, inside: bool) -> bool | None:
             if line[cursor : cursor + 1] not in _AFTER_A_QUOTE:
                 return None
         begin, cursor = cursor, line.find(b",", cursor) + 1
-        if returns and line.find(b"\r", begin, cursor or len(line.rstrip(b"\r"))) >= 0:
+        if returns and line.find(b"\r", begin, cursor or end) >= 0:
             return None
         if cursor == 0:
             return False
