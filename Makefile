@@ -8,7 +8,8 @@ CHAOS_SECONDS ?= 900
 FUZZ_SECONDS ?= 3600
 # Some environments forbid Python to keep what it has compiled; the tests start the worker 700 times.
 export PYTHONDONTWRITEBYTECODE :=
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := install --quiet --disable-pip-version-check
+PIP := $(VENV)/bin/python -m pip $(PIP_INSTALL)
 
 .PHONY: demo test test-fast chaos fuzz compose-test configuration lock sbom benchmark-batches benchmark-caches \
 	benchmark-check \
@@ -143,13 +144,13 @@ lock: $(VENV)/.all
 	$(LOCK) $(if $(UPGRADE),--upgrade) -c constraints.txt --generate-hashes requirements/packaging.in -o requirements/packaging.txt
 
 # What the run-time install consists of, as a CycloneDX document: build/sbom.json.
+# Private: what it needs installs into the environment for development.
+sbom: private PIP := $(VENV)/bin/python -m pip --python build/runtime/bin/python $(PIP_INSTALL)
 sbom: $(VENV)/.all
 	rm -rf build/runtime
 	$(VENV)/bin/python -m venv --without-pip build/runtime
-	$(VENV)/bin/python -m pip --python build/runtime/bin/python install --quiet --disable-pip-version-check \
-		--require-hashes -r requirements/runtime.txt
-	$(VENV)/bin/python -m pip --python build/runtime/bin/python install --quiet --disable-pip-version-check \
-		--no-deps .
+	$(PIP) --require-hashes -r requirements/runtime.txt
+	$(PIP) --no-deps .
 	$(VENV)/bin/cyclonedx-py environment build/runtime/bin/python --pyproject pyproject.toml \
 		--mc-type application --output-reproducible --of JSON -o build/sbom.json
 

@@ -15,13 +15,13 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from tests.build.conftest import VOCABULARY, prepared
 from worker.build.checkpoint import Checkpoint, predict_logits
+from worker.build.digests import file_sha256
 from worker.build.graph import (
     fold_biases,
     largest_normalized,
     quantize_columns,
     write_graph,
 )
-from worker.build.prepare import file_sha256
 from worker.inference.artifact import GRAPH_FILE, WEIGHTS_FILE
 from worker.inference.engine import Engine, int8_products_saturate
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tests.build.conftest import LABELS, save_bert, tiny_tokenizer, write_jsonl
 from worker.build.checkpoint import Checkpoint, encode
-from worker.build.prepare import GateLimits, PrepareOptions, file_sha256, prepare
+from worker.build.digests import file_sha256
+from worker.build.prepare import GateLimits, PrepareOptions, prepare
 from worker.cli.entry import main
 from worker.errors import ConfigurationError, ExampleFileError, QualityGateError, WorkerError
 from worker.inference.artifact import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -22,6 +23,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 from tests.kafka.broker import PATIENCE, Cluster, free_port, wait_until
 from tests.kafka.proxy import HOST, Api, Armed, BlackHole, Call, Cut, Fault, Hold, Moment, Proxy
 from tests.kafka.raw import RawProducer
+from tests.kafka.stage import header
 from tests.record_batches import ZSTD, Raw, record_batch
 from worker.cli.entry import main
 from worker.events.decoding import decode_text
@@ -166,7 +168,9 @@ class Desk:
         now = milliseconds(datetime.now(UTC))
         batches = defaultdict(list)
         for key, value, headers, partition, time in letters:
-            named = [(name.encode(), content) for name, content in headers]
+            named = [
+                (name.encode("utf-8", "surrogateescape"), content) for name, content in headers
+            ]
             after = 0 if time is None else time - now
             batches[partition or 0].append(Raw(value, key, named, timestamp=after))
         with RawProducer(self.kafka) as producer:
@@ -652,10 +656,15 @@ def test_a_second_redrive_ends_the_first(desk: Desk, proxy: Proxy) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("api", "skip"), [(Api.INIT_PRODUCER_ID, 0), (Api.PRODUCE, 2), (Api.END_TXN, 0)]
+    ("api", "skip", "words"),
+    [
+        (Api.INIT_PRODUCER_ID, 0, "the brokers do not answer: "),
+        (Api.PRODUCE, 2, "the brokers do not acknowledge records in time; "),
+        (Api.END_TXN, 0, "the brokers do not answer: "),
+    ],
 )
 def test_what_got_no_answer_is_looked_up_by_the_next_run(
-    desk: Desk, proxy: Proxy, api: Api, skip: int
+    desk: Desk, proxy: Proxy, api: Api, skip: int, words: str
 ) -> None:
     values = many(desk)
     armed = proxy.arm(Fault(api=api, moment=Moment.BEFORE_ANSWER, action=BlackHole(), skip=skip))
@@ -669,7 +678,7 @@ def test_what_got_no_answer_is_looked_up_by_the_next_run(
         _, complaint = process.communicate(timeout=PATIENCE)
     assert armed.struck.is_set()
     assert process.returncode == 1
-    assert complaint.startswith("worker: the brokers do not answer: ")
+    assert complaint.startswith(f"worker: {words}")
     proxy.heal()
     desk.redrive()
     assert sorted(desk.sent()) == sorted(values)
@@ -734,6 +743,22 @@ def test_a_topic_that_refuses_is_reported(desk: Desk, topic_names: Iterator[str]
     desk.run("redrive", "--yes", "--topic", narrow, code=1)
     assert f"a record is larger than the topic {narrow} takes" in desk.err
     assert desk.read(narrow) == []
+
+
+def test_what_a_topic_takes_only_in_smaller_batches_is_sent_in_those(
+    desk: Desk, topic_names: Iterator[str]
+) -> None:
+    narrow = next(topic_names)
+    desk.kafka.create_topic(narrow, partitions=2, max_message_bytes="3000")
+    headers: Headers = [("\udcff not UTF-8", b"1"), ("null", None)]
+    letters = [desk.letter(b"x" * 1000, topic=narrow, headers=headers) for _ in range(20)]
+    key = b"key"
+    null = [desk.letter(None, topic=narrow, key=key, headers=headers) for _ in range(2)]
+    desk.die(*letters, *null)
+    assert desk.redrive("--topic", narrow) == 22
+    found = desk.read(narrow)
+    assert [record.value for record in found] == [b"x" * 1000] * 20 + [None] * 2
+    assert all(list(record.headers)[:2] == headers for record in found)
 
 
 # Going past what cannot be decoded.
@@ -802,6 +827,23 @@ def test_a_skip_leaves_a_letter_with_the_place_and_keeps_the_mark(desk: Desk) ->
     assert desk.redrive() == 0
     (letter,) = desk.run("show", "--payload")[1:]
     assert "base64" in letter
+
+
+def test_a_skip_leaves_a_letter_without_the_bytes_that_its_topic_does_not_take(
+    desk: Desk, topic_names: Iterator[str]
+) -> None:
+    desk.dead = next(topic_names)
+    desk.kafka.create_topic(desk.dead, max_message_bytes="2000")
+    produce_batches(desk, [os.urandom(5000), b"bad"])
+    commit(desk, 1)
+    desk.skip(1, 1, "--yes")
+    assert committed(desk)[0] == 2
+    letter, advice = desk.run("show")
+    assert letter.startswith(f"{desk.chat}-1-1  undecodable  ")
+    assert "--partition 1 --offset 1 " in advice
+    (record,) = desk.read(desk.dead)
+    assert record.value == b""
+    assert json.loads(header(record, "worker-omitted"))["value"] > 5000
 
 
 def test_without_consent_nothing_is_skipped(desk: Desk) -> None:

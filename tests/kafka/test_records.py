@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
-from kafka import KafkaProducer
 
-from tests.kafka.broker import PATIENCE
+from tests.kafka.raw import RawProducer
 from tests.kafka.stage import header, place_of
-from worker.transports.kafka.client_internals import NullSerializer, send_with_nulls
+from tests.record_batches import Raw, record_batch
 from worker.transports.kafka.records import Original, original_of
 
 if TYPE_CHECKING:
@@ -33,14 +31,12 @@ CARRIED: list[tuple[bytes | None, Headers]] = [
 
 def produce(stage: Stage, value: bytes) -> None:
     """Produce the value with every key and headers, nulls as they are."""
-    with closing(
-        KafkaProducer(**stage.kafka.settings, value_serializer=NullSerializer())
-    ) as producer:
-        for key, headers in CARRIED:
-            sent = send_with_nulls(
-                producer, stage.input, value, key=key, headers=headers, partition=0
-            )
-            sent.get(PATIENCE)
+    records = [
+        Raw(value, key, [(name.encode(), content) for name, content in headers])
+        for key, headers in CARRIED
+    ]
+    with RawProducer(stage.kafka) as producer:
+        producer.append(stage.input, 0, record_batch(records))
     assert [list(record.headers) for record in stage.kafka.read(stage.input)] == [
         headers for _, headers in CARRIED
     ]

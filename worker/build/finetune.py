@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from worker.build.checkpoint import (
     load_tokenizer,
     quiet_transformers,
 )
+from worker.build.digests import file_sha256
 from worker.build.emoji import add_emoji
 from worker.build.minilm import load_minilm
 from worker.build.thresholds import choose_thresholds
@@ -301,9 +301,7 @@ def _open_partial(options: FinetuneOptions) -> Path:
     """Make the folder of the run, or find it unfinished; only what the same run wrote is resumed."""
     partial = options.output.with_name(options.output.name + ".partial")
     identity = partial / "run.json"
-    digests = [
-        hashlib.sha256(path.read_bytes()).hexdigest() for path in (options.train, options.dev)
-    ]
+    digests = [file_sha256(path) for path in (options.train, options.dev)]
     run = json.dumps({"options": _plain(options), "data": digests}, indent=2)
     # An empty folder is one that a kill left before the run had an identity.
     if partial.exists() and any(partial.iterdir()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 
 from worker.build.card import model_card
 from worker.build.checkpoint import Checkpoint, encode
+from worker.build.digests import file_sha256
 from worker.build.graph import largest_normalized, write_graph
 from worker.defaults import TOKEN_BUDGET
 from worker.errors import ConfigurationError, QualityGateError
@@ -171,12 +171,6 @@ def _write_model(
         ) from None
     _write_manifest(folder, manifest)
     return manifest
-
-
-def file_sha256(path: Path) -> str:
-    """Return a file's sha256 in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _measure(

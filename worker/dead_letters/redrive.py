@@ -23,6 +23,7 @@ from worker.events.records import ErrorKind
 from worker.terminal.confirmations import confirmed
 from worker.terminal.sentences import counted, escaped, show
 from worker.transports.kafka.clients import explained_kafka_errors
+from worker.transports.kafka.publication import coordinates_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -244,7 +245,7 @@ def _send(
     partitions = {target: topic.partitions_of(target) for target in set(plan.left.values())}
     sent = 0
     for records in topic.read(begin, ends):
-        batch = []
+        batch = {}
         offsets = defaultdict(list)
         for record in records:
             letter = letter_of(record)
@@ -253,7 +254,8 @@ def _send(
             if (whole := originals.whole(letter)) is not None:
                 # It goes to its old partition, which its producer may have chosen by other rules.
                 exists = letter.partition in partitions[letter.source]
-                batch.append(Outgoing(whole, letter.partition if exists else None))
+                target = letter.partition if exists else None
+                batch[coordinates_of(record)] = Outgoing(whole, target)
                 offsets[record.partition].append(record.offset)
         if batch:
             sender.send(batch, receipts(offsets))

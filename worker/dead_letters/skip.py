@@ -10,25 +10,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from kafka import TopicPartition
+from kafka import errors as kafka_errors
 
 from worker.errors import ConfigurationError, WorkerError
 from worker.events.records import DeadLetter, ErrorKind
 from worker.terminal.confirmations import confirmed
 from worker.terminal.sentences import show
-from worker.transports.kafka.client_internals import (
-    NullSerializer,
-    close_by_force,
-    send_with_nulls,
-)
+from worker.transports.base import ChunkAbandonedError
+from worker.transports.kafka.batches import failures
+from worker.transports.kafka.client_internals import close_by_force
 from worker.transports.kafka.clients import (
     explained_kafka_errors,
     new_admin,
     new_consumer,
     new_producer,
 )
+from worker.transports.kafka.deadline import Deadline
 from worker.transports.kafka.durations import in_ms
 from worker.transports.kafka.marks import Mark
-from worker.transports.kafka.records import dead_letter, record_of
+from worker.transports.kafka.publication import coordinates_of
+from worker.transports.kafka.publishers import TOO_LARGE, send_all
+from worker.transports.kafka.records import dead_letter, record_of, shortened
 from worker.transports.kafka.undecodable import undecodable_at
 
 if TYPE_CHECKING:
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
 
     from worker.events.records import TopicPlace
     from worker.settings.schema import KafkaSettings
+    from worker.transports.kafka.batches import SentRecordBatch
     from worker.transports.kafka.record_batches import Undecodable
+    from worker.transports.kafka.records import ProducerRecord
 
 _WITHOUT_MEMBERS: Final = ("Empty", "Dead")
 
@@ -126,14 +130,33 @@ def _undecodable(
 
 
 def _leave_letters(settings: KafkaSettings, found: Iterable[Undecodable]) -> None:
-    producer = new_producer(settings, value_serializer=NullSerializer())
+    for rest in found:
+        letter = DeadLetter(record_of(rest), ErrorKind.UNDECODABLE, rest.reason)
+        whole = dead_letter(rest, letter, settings.dead_letter_topic)
+        try:
+            _send(settings, rest, whole)
+        except TOO_LARGE:
+            _send(settings, rest, shortened(rest, whole))
+
+
+def _send(settings: KafkaSettings, rest: Undecodable, letter: ProducerRecord) -> None:
+    """Send a dead letter with a producer of its own: one fails with the first record that does.
+
+    Raises:
+        KafkaError: the brokers do not answer, or refuse.
+
+    """
+    producer = new_producer(settings)
+    sent: list[SentRecordBatch] = []
     try:
-        for rest in found:
-            letter = DeadLetter(record_of(rest), ErrorKind.UNDECODABLE, rest.reason)
-            message = dead_letter(rest, letter, settings.dead_letter_topic)
-            send_with_nulls(
-                producer, message.topic, message.value, headers=message.headers, partition=None
-            ).get(timeout=settings.deadline_seconds)
+        if send_all(
+            producer, {coordinates_of(rest): letter}, sent, Deadline(settings.deadline_seconds)
+        ):
+            raise kafka_errors.MessageSizeTooLargeError
+        for error in failures(sent).values():
+            raise error
+    except ChunkAbandonedError:
+        raise kafka_errors.KafkaTimeoutError from None
     finally:
         close_by_force(producer)
 

@@ -39,9 +39,9 @@ NO_LIMITS = ReadingLimits(batch_bytes=2**30, header_bytes=2**30)
 messages = st.builds(
     ProducerRecord,
     st.just("labels"),
-    st.binary() | st.just(b"x" * 9000),
+    st.none() | st.binary() | st.just(b"x" * 9000),
     st.none() | st.binary(),
-    st.lists(st.tuples(st.text(), st.binary()), max_size=5),
+    st.lists(st.tuples(st.text(), st.none() | st.binary()), max_size=5),
     st.integers(-1, 2**48),
 )
 positive = st.integers(1, 100)
@@ -142,6 +142,13 @@ def test_a_key_goes_where_the_clients_own_partitioner_sends_it(
             record = ("labels", key, key, b"", b"", producer)
             assert DefaultPartitioner().partition(*record) == number
     assert producer.woken
+
+
+def test_a_record_that_names_its_partition_goes_there() -> None:
+    producer = Producer(partitions=3)
+    sent_by(producer, *(keyed(b"key")._replace(partition=number) for number in (2, 0, 2)))
+    sizes = {number: len(keys_of(*batches)) for number, batches in producer.waiting().items()}
+    assert sizes == {0: 1, 2: 2}
 
 
 def test_without_a_key_records_go_anywhere_those_of_a_chunk_together() -> None:

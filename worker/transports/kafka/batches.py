@@ -152,7 +152,12 @@ def send(
         if len(content) > largest:
             too_large.append(source)
             continue
-        sources, records = parts[partition_of[topic](message.key)]
+        partition = (
+            partition_of[topic](message.key)
+            if message.partition is None
+            else TopicPartition(topic, message.partition)
+        )
+        sources, records = parts[partition]
         sources.append(source)
         records.append((now if message.timestamp is None else message.timestamp, content))
     for partition, (sources, records) in parts.items():

@@ -33,7 +33,6 @@ from kafka.producer.transaction_manager import (
 from kafka.protocol.consumer.offsets import IsolationLevel
 from kafka.protocol.metadata import MetadataRequest
 from kafka.record import MemoryRecords, MemoryRecordsBuilder
-from kafka.serializer import Serializer
 
 from worker.transports.kafka.decompression import decompress
 from worker.transports.kafka.durations import in_ms
@@ -504,73 +503,6 @@ def close_by_force(producer: KafkaProducer) -> None:
     except kafka_errors.KafkaError:
         # Else it would be closed again when it is collected.
         producer._closed = True
-
-
-class _Content(NamedTuple):
-    """A value, which may be null as the key may be, and the positions of headers that are null."""
-
-    value: bytes | None
-    nulls: tuple[int, ...]
-
-
-class _Name(str):
-    """The name of a header, which the client encodes, as `record_batches` has decoded it."""
-
-    __slots__ = ()
-
-    def encode(self, encoding: str = "utf-8", _: str = "strict") -> bytes:
-        """Return the bytes of which the name was made."""
-        return super().encode(encoding, "surrogateescape")
-
-
-class _Headers(list[tuple[str, bytes]]):
-    """Headers of which some become null later, in `NullSerializer`.
-
-    The client's `send` refuses null headers, though the code that it calls can write them. Only its
-    sum of their sizes cannot, and that is left out where the list of headers is false.
-    """
-
-    def __bool__(self) -> bool:
-        """Return false, so that the client adds no sizes up."""
-        return False
-
-
-class NullSerializer(Serializer):  # type: ignore[misc]  # kafka-python has no types
-    """The value serializer of a producer for `send_with_nulls`: it puts nulls back after the checks."""
-
-    def serialize(self, topic: str, headers: list[Any], data: _Content) -> bytes | None:  # noqa: ARG002 - the client's form
-        """Return the value, and change the list of headers itself."""
-        for index in data.nulls:
-            headers[index] = (headers[index][0], None)
-        return data.value
-
-
-def send_with_nulls(  # noqa: PLR0913 - the fields of a record, as the client takes them
-    producer: KafkaProducer,
-    topic: str,
-    value: bytes | None,
-    *,
-    key: bytes | None = None,
-    headers: Sequence[tuple[str, bytes | None]],
-    partition: int | None,
-) -> Any:  # noqa: ANN401 - kafka-python has no types
-    """Send a record of which value, key and headers may all be null, and return its future.
-
-    The client refuses a null value beside a null key, and null headers. Where `partition` is None,
-    the key chooses one.
-
-    Raises:
-        KafkaError: the record is too large, or the producer has failed.
-
-    """
-    nulls = tuple(index for index, (_, content) in enumerate(headers) if content is None)
-    return producer.send(
-        topic,
-        _Content(value, nulls),
-        key=key,
-        headers=_Headers((_Name(name), content or b"") for name, content in headers),
-        partition=partition,
-    )
 
 
 # Transactions, of which the public calls have no time limit: these begin, and return the result.

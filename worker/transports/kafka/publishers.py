@@ -32,7 +32,7 @@ from worker.transports.kafka.durations import in_ms, in_ms_at_least_one
 from worker.transports.kafka.publication import RefusedError, nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 
     Positions: TypeAlias = Mapping[TopicPartition, OffsetAndMetadata]
 
-_TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 # The broker will never take a record that fails with these.
 _REFUSALS: Final = (
-    *_TOO_LARGE,
+    *TOO_LARGE,
     kafka_errors.InvalidRecordError,
     kafka_errors.InvalidTimestampError,
     kafka_errors.PolicyViolationError,
@@ -60,14 +60,6 @@ _FENCED_WITHIN_SECONDS: Final = 60.0
 _LONGEST_BACKOFF: Final = 10.0
 _SHARE_OF_TIMEOUT: Final = 0.8
 _COMMIT_SECONDS: Final = 5.0
-
-
-class _Send(Protocol):
-    """A record, or a record batch, that was handed to a producer."""
-
-    @property
-    def is_done(self) -> bool:
-        """Return whether it has succeeded or failed."""
 
 
 class Publisher(Protocol):
@@ -245,7 +237,7 @@ class AtLeastOnce:
         ):
             raise ChunkAbandonedError(waits)
         for part in publication.parts(self._settings.dead_letter_topic, self._acknowledged):
-            too_large = _send_all(self._producer, part, self._sent, deadline)
+            too_large = send_all(self._producer, part, self._sent, deadline)
             sent = self._sent
             self._take_stock()
             _raise_failures(sent, too_large)
@@ -356,7 +348,7 @@ class ExactlyOnce:
         producer.begin_transaction()
         for part in publication.parts(self._settings.dead_letter_topic):
             sent: list[SentRecordBatch] = []
-            too_large = _send_all(producer, part, sent, deadline)
+            too_large = send_all(producer, part, sent, deadline)
             _raise_failures(sent, too_large)
         publication.acknowledged = time.monotonic()
         await_result(begin_sending_offsets(producer, positions, group), deadline)
@@ -388,7 +380,7 @@ class ExactlyOnce:
         self._producer = None
 
 
-def flushed(producer: KafkaProducer, sends: Collection[_Send], seconds: float) -> bool:
+def _flushed(producer: KafkaProducer, sends: Sequence[SentRecordBatch], seconds: float) -> bool:
     """Return whether each send has succeeded or failed, after some seconds at most."""
     with suppress(kafka_errors.KafkaError):
         producer.flush(timeout=seconds)
@@ -407,7 +399,7 @@ def await_result(result: Any, deadline: Deadline) -> None:  # noqa: ANN401 - kaf
         raise kafka_errors.KafkaTimeoutError
 
 
-def _send_all(
+def send_all(
     producer: KafkaProducer,
     messages: Mapping[Coordinates, ProducerRecord],
     sent: list[SentRecordBatch],
@@ -427,7 +419,7 @@ def _send_all(
         deadline.check("the brokers do not take records in time")
 
     too_large = send(producer, messages, sent, check)
-    if not deadline.wait(lambda seconds: flushed(producer, sent, seconds)):
+    if not deadline.wait(lambda seconds: _flushed(producer, sent, seconds)):
         raise ChunkAbandonedError("the brokers do not acknowledge records in time")
     return too_large
 
@@ -442,7 +434,7 @@ def _raise_failures(sent: Sequence[SentRecordBatch], too_large: Sequence[Coordin
         raise RefusedError(
             refused,
             timestamp=isinstance(error, kafka_errors.InvalidTimestampError),
-            too_large=isinstance(error, _TOO_LARGE),
+            too_large=isinstance(error, TOO_LARGE),
         )
     if refused:
         # Records that were sent with a refused one may fail with the same error.

@@ -92,11 +92,12 @@ def read_records(
 
 
 def encode_content(
-    key: bytes | None, value: bytes, headers: Sequence[tuple[str, bytes | None]]
+    key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]
 ) -> bytes:
     """Return the key, the value and the headers of a record as the message format has them."""
     parts = [VARINT[-1]] if key is None else [VARINT[len(key)], key]
-    parts += (VARINT[len(value)], value, VARINT[len(headers)])
+    parts += (VARINT[-1],) if value is None else (VARINT[len(value)], value)
+    parts.append(VARINT[len(headers)])
     for name, content in headers:
         parts.append(_known_name(name) if len(name) <= _NAME_REMEMBERED else _name(name))
         parts += (VARINT[-1],) if content is None else (VARINT[len(content)], content)

@@ -71,11 +71,13 @@ class ProducerRecord(NamedTuple):
     """A record that is to be published, and its topic."""
 
     topic: str
-    value: bytes
+    value: bytes | None
     key: bytes | None
     headers: Headers
-    timestamp: int | None
+    timestamp: int | None = None
     """The time in milliseconds since the epoch; None stands for the time of sending."""
+    partition: int | None = None
+    """Where it goes; None leaves that to the key."""
 
     def content(self) -> bytes:
         """Return key, value and headers as the message format has them."""
@@ -170,7 +172,7 @@ class ProducerRecordEncoder:
     def _fits(self, source: ConsumerRecord, message: ProducerRecord) -> bool:
         largest = self._largest.get(message.topic, self.max_bytes)
         of_event = len(message.key or b"") + source.serialized_header_size
-        most = len(message.value) + of_event + _OWN_HEADERS_BYTES
+        most = len(message.value or b"") + of_event + _OWN_HEADERS_BYTES
         return most <= largest or len(message.content()) <= largest
 
 
@@ -185,7 +187,7 @@ def dead_letter(source: ConsumerRecord, letter: DeadLetter, topic: str) -> Produ
     headers.append((REASON, letter.reason.encode()))
     if source.value is None:
         headers.append((NULLS, b'["value"]'))
-    return ProducerRecord(topic, source.value or b"", source.key, headers, None)
+    return ProducerRecord(topic, source.value or b"", source.key, headers)
 
 
 def sha256_of(value: bytes | None) -> str | None:
