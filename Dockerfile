@@ -14,6 +14,7 @@ RUN python -m venv /opt/build \
     && /opt/build/bin/pip --python /opt/worker/bin/python install --no-cache-dir \
         --require-hashes -r requirements/runtime.txt
 COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY native native
 COPY worker worker
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /tmp . \
     && /opt/build/bin/pip --python /opt/worker/bin/python install --no-cache-dir --no-deps /tmp/*.whl

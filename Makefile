@@ -28,14 +28,14 @@ demo: $(VENV)/.runtime
 	@echo "that is the expected end."
 
 # Lint, types and tests; installs all they need, torch included (7 GB).
-test: $(VENV)/.all build/kafka/.jars build/prometheus/.unpacked
+test: $(VENV)/.all build/kafka/.jars build/prometheus/.unpacked build/native/libemulated.so
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest --cov -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 # For the inner loop: lint, types, and what needs no broker, Prometheus, torch or patience.
-test-fast: $(VENV)/.all
+test-fast: $(VENV)/.all build/native/libemulated.so
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -160,13 +160,20 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: pyproject.toml requirements/runtime.txt requirements/packaging.txt | $(VENV)/bin/python
+NATIVE_SOURCES := $(wildcard native/*.cpp native/*.h native/build.py)
+
+# Every backend of the native engine, with its instructions emulated: tests compare them.
+build/native/libemulated.so: $(NATIVE_SOURCES) | $(VENV)/.all
+	@mkdir -p $(@D)
+	$(VENV)/bin/python native/build.py --emulated -o $@
+
+$(VENV)/.runtime: pyproject.toml requirements/runtime.txt requirements/packaging.txt $(NATIVE_SOURCES) | $(VENV)/bin/python
 	$(PIP) --require-hashes -r requirements/runtime.txt -r requirements/packaging.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@mkdir -p build/demo
 	@touch $@
 
-$(VENV)/.all: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.all: pyproject.toml constraints.txt $(NATIVE_SOURCES) | $(VENV)/bin/python
 	$(PIP) -c constraints.txt --editable '.[build,dev]'
 	@mkdir -p build/demo
 	@touch $@ $(VENV)/.runtime

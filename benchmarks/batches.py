@@ -23,8 +23,8 @@ from benchmarks.engine import in_turn, median_ratio
 from benchmarks.stream import texts_of
 from worker.bench.machine import machine
 from worker.defaults import TOKEN_BUDGET
-from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
-from worker.inference.engine import Engine
+from worker.inference.artifact import BUILT_IN_MODEL
+from worker.inference.engine import Engine, load_model, open_engine
 from worker.inference.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def main() -> int:
     options = parser.parse_args()
     take_core()
     print(machine())
-    artifact = load_artifact(BUILT_IN_MODEL)
-    engine = Engine(artifact)
+    artifact = load_model(BUILT_IN_MODEL)
+    engine = open_engine(artifact)
     texts = list(dict.fromkeys(texts_of(options.texts)))
     random.Random(1).shuffle(texts)  # noqa: S311 - the same order each time
     tokens = [ids for ids, _ in TextTokenizer(artifact).encode(texts[: max(AT_HAND)])]

@@ -38,10 +38,10 @@ from benchmarks.policies import TABLES, compare_policies
 from worker.bench.machine import machine
 from worker.defaults import DISK_BYTES, MEMORY_ENTRIES, TOKEN_BUDGET
 from worker.demo.chat import ChatStream
-from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.inference.artifact import BUILT_IN_MODEL
 from worker.inference.cache import DiskCache, text_key, tokens_key
 from worker.inference.classifier import Classifier
-from worker.inference.engine import Engine
+from worker.inference.engine import load_model, open_engine
 from worker.inference.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
@@ -164,8 +164,8 @@ def resident_bytes() -> int:
 
 def measure_work(texts: Sequence[str], rounds: int) -> None:
     """Print what a text takes that is not remembered, step by step."""
-    artifact = load_artifact(BUILT_IN_MODEL)
-    tokenizer, engine = TextTokenizer(artifact), Engine(artifact)
+    artifact = load_model(BUILT_IN_MODEL)
+    tokenizer, engine = TextTokenizer(artifact), open_engine(artifact)
     chosen = list(dict.fromkeys(texts))[:COMPUTED]
     ids = [tokens.ids for tokens in tokenizer.encode(chosen)]
     batches = [token_ids for _, token_ids in cut_batches(ids, TOKEN_BUDGET)]
@@ -262,7 +262,7 @@ def cache_alone(folder: Path, texts: Sequence[str], together: Barrier) -> Done:
 def classifier(folder: Path, texts: Sequence[str], together: Barrier) -> Done:
     """Label a chat; counts hits on disk, alone those of other texts with the same token ids."""
     disk = DiskCache(folder, DISK_BYTES)
-    model = Classifier(load_artifact(BUILT_IN_MODEL), disk)
+    model = Classifier(load_model(BUILT_IN_MODEL), disk)
     together.wait()
     clock, used = time.perf_counter(), time.process_time()
     for chunk in cut(texts):
@@ -361,7 +361,7 @@ def size_of(folder: Path) -> int:
 
 def check_labels(texts: Sequence[str]) -> None:
     """Label a chat twice with a disk cache that is far too small, and without any."""
-    artifact = load_artifact(BUILT_IN_MODEL)
+    artifact = load_model(BUILT_IN_MODEL)
     expected = Classifier(artifact, memory_entries=0).classify(texts)
     with tempfile.TemporaryDirectory() as folder:
         small = Classifier(artifact, DiskCache(Path(folder), 2**18), memory_entries=0)
@@ -387,7 +387,7 @@ def main() -> int:
     options = parser.parse_args()
     print(machine())
     texts, long = texts_of(options.texts), list(islice(ChatStream(seed=2).texts(), LONG_CHAT))
-    tokenizer = TextTokenizer(load_artifact(BUILT_IN_MODEL))
+    tokenizer = TextTokenizer(load_model(BUILT_IN_MODEL))
     for name, chat, sizes in (
         ("the chat", texts, SIZES),
         ("a long chat, made up", long, LARGE_SIZES),

@@ -32,10 +32,11 @@ from benchmarks.engine import (
 from worker.bench.machine import machine
 from worker.defaults import TOKEN_BUDGET
 from worker.demo.chat import ChatStream
-from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.inference.artifact import BUILT_IN_MODEL
 from worker.inference.classifier import Classifier
 from worker.inference.cpu import cpu_flags
-from worker.inference.engine import int8_products_saturate, packed
+from worker.inference.engine import load_model
+from worker.inference.onnxruntime_engine import int8_products_saturate, packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +83,7 @@ def engine_ratios(folder: Path) -> Iterator[Ratio]:
 def classifier_ratios() -> Iterator[Ratio]:
     """Yield what batches and memory are worth."""
     texts = list(dict.fromkeys(islice(ChatStream(seed=1).texts(), 2 * TEXTS)))[:TEXTS]
-    artifact = load_artifact(BUILT_IN_MODEL)
+    artifact = load_model(BUILT_IN_MODEL)
     forgetful, mindful = Classifier(artifact, memory_entries=0), Classifier(artifact)
 
     def one_by_one() -> None:

@@ -42,7 +42,7 @@ from worker.build.graph import largest_normalized, write_graph
 from worker.defaults import TOKEN_BUDGET
 from worker.inference.artifact import GRAPH_FILE, WEIGHTS_FILE, Shape
 from worker.inference.cpu import cpu_flags
-from worker.inference.engine import int8_products_saturate, open_session, packed
+from worker.inference.onnxruntime_engine import int8_products_saturate, open_session, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -41,9 +41,9 @@ from worker.build.checkpoint import quiet_transformers
 from worker.build.prepare import GateLimits, PrepareOptions, prepare
 from worker.defaults import TOKEN_BUDGET
 from worker.demo.chat import ChatStream
-from worker.inference.artifact import BUILT_IN_MODEL, TOKENIZER_FILE, load_artifact
+from worker.inference.artifact import BUILT_IN_MODEL, TOKENIZER_FILE
 from worker.inference.classifier import Classifier
-from worker.inference.engine import Engine
+from worker.inference.engine import load_model, open_engine
 from worker.inference.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
@@ -79,13 +79,13 @@ def artifact_of(model: torch.nn.Module, folder: Path, texts: Sequence[str]) -> A
         checkpoint, folder / "model", calibrate_on=folder / "texts.jsonl", limits=anything
     )
     prepare(options)
-    return load_artifact(folder / "model")
+    return load_model(folder / "model")
 
 
 def ladder(texts: Sequence[str], folder: Path) -> list[Rung]:
     torch.set_num_threads(1)
     quiet_transformers()
-    tokenizer = TextTokenizer(load_artifact(BUILT_IN_MODEL))
+    tokenizer = TextTokenizer(load_model(BUILT_IN_MODEL))
     tokens = [each.ids for each in tokenizer.encode(texts[:CHUNK])]
     single = [np.array([ids], dtype=np.int64) for ids in tokens[:SINGLE]]
     vocabulary = Tokenizer.from_file(str(BUILT_IN_MODEL / TOKENIZER_FILE)).get_vocab_size()
@@ -97,7 +97,7 @@ def ladder(texts: Sequence[str], folder: Path) -> list[Rung]:
 
         torch_int8 = quantize_dynamic(distilbert, {torch.nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
     artifact = artifact_of(distilbert, folder, texts[:CHUNK])
-    engine, stock = Engine(artifact), stock_session(distilbert, folder)
+    engine, stock = open_engine(artifact), stock_session(distilbert, folder)
     more: dict[str, int] = {"num_labels": LABELS}
     bert = BertForSequenceClassification(BertConfig(vocab_size=vocabulary, **more)).eval()  # type: ignore[arg-type,no-untyped-call]
     batches = [token_ids for _, token_ids in cut_batches(tokens, TOKEN_BUDGET)]

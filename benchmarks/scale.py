@@ -25,7 +25,8 @@ from tests.kafka.broker import missing
 from worker.bench.chunk_costs import RecordBatchLabeller, events_of
 from worker.bench.machine import machine
 from worker.bench.measure import batch_speeds
-from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.inference.artifact import BUILT_IN_MODEL
+from worker.inference.engine import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,7 +92,7 @@ def main() -> int:
     options = parser.parse_args()
     # Of a million messages for each microsecond.
     price = options.core_hour / 3600
-    artifact, texts = load_artifact(BUILT_IN_MODEL), texts_of(options.texts)
+    artifact, texts = load_model(BUILT_IN_MODEL), texts_of(options.texts)
     print(machine())
     by_batch(artifact, texts, price)
     by_share(artifact, texts, price)

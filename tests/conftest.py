@@ -17,7 +17,8 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 
 from worker.inference.artifact import BUILT_IN_MODEL, MANIFEST_FILE, Artifact, load_artifact
 from worker.inference.classifier import Classifier
-from worker.inference.engine import Engine
+from worker.inference.engine import Engine, load_model, open_engine
+from worker.inference.native_engine import available_backends
 from worker.inference.tokens import TextTokenizer
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A word that is one token, whose embedding `poisoned_model` makes NaN.
 POISON = "zebra"
+
+# CI builds the native engine, on machines that can run it.
+NATIVE = pytest.mark.skipif(
+    not available_backends() and not os.environ.get("CI"),
+    reason="the native engine was not built, or has nothing for this CPU",
+)
 
 # What costs much to set up, in this order, is set up in one of several test processes alone: three
 # brokers, brokers with logins, and torch.
@@ -115,12 +122,12 @@ def full_device() -> Iterator[BinaryIO]:
 
 @pytest.fixture(scope="session")
 def artifact() -> Artifact:
-    return load_artifact(BUILT_IN_MODEL)
+    return load_model(BUILT_IN_MODEL)
 
 
 @pytest.fixture(scope="session")
 def engine(artifact: Artifact) -> Engine:
-    return Engine(artifact)
+    return open_engine(artifact)
 
 
 @pytest.fixture

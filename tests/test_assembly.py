@@ -9,7 +9,8 @@ import pytest
 
 from worker.assembly import load_model
 from worker.errors import ConfigurationError
-from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.inference import engine
+from worker.inference.artifact import BUILT_IN_MODEL
 from worker.settings.schema import Settings
 
 # Some versions of Python have frozen objects from the start.
@@ -26,6 +27,7 @@ import gc
 frozen, threshold = gc.get_freeze_count(), gc.get_threshold()
 from worker import Classifier
 from worker.assembly import collect_garbage_rarely, open_classifier
+from worker.inference import engine
 from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
 from worker.settings.schema import Settings
 settings = Settings(cache={{"enabled": False}})
@@ -46,7 +48,7 @@ def test_a_command_makes_the_garbage_collector_rare_in_a_step_of_its_own() -> No
 
 
 def test_a_model_that_is_not_the_wanted_one_is_refused() -> None:
-    digest = load_artifact(BUILT_IN_MODEL, {}).digest
+    digest = engine.load_model(BUILT_IN_MODEL).digest
     assert load_model(Settings(model_digest=digest)).digest == digest
     for changed in (
         Settings(model_digest="0" * 16),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+from worker.inference import native_engine
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -80,9 +86,11 @@ def test_all_that_running_needs_is_pinned_by_digest_with_the_tested_versions() -
 
 
 def test_what_builds_the_package_is_pinned_by_digest() -> None:
-    (backend,) = BUILD_SYSTEM["requires"]
-    assert hashed("packaging").items() >= dict([backend.split("==")]).items()
-    assert backend in (ROOT / "requirements" / "packaging.in").read_text("utf-8").splitlines()
+    needed = BUILD_SYSTEM["requires"]
+    assert hashed("packaging").items() >= {tuple(each.split("==")) for each in needed}
+    names = (ROOT / "requirements" / "packaging.in").read_text("utf-8").splitlines()
+    assert set(needed) <= set(names)
+    assert set(needed) <= {each.split(" ")[0] for each in PROJECT["optional-dependencies"]["dev"]}
     # `make demo` installs both in one environment.
     assert {**pins(), **hashed("packaging")}.items() >= pins().items()
 
@@ -157,3 +165,54 @@ def test_the_newest_release_of_the_changelog_is_this_version() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
     releases = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", changelog, re.MULTILINE)
     assert releases[0] == PROJECT["version"] == version("chat-label-worker")
+
+
+# The library of the native engine.
+
+
+def copied(folder: Path) -> Path:
+    """Return a copy of what a wheel is made of, but for the weights."""
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", ".gitignore"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("native", "worker"):
+        unwanted = shutil.ignore_patterns("*.so", "*.bin", "__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
+    return folder
+
+
+def wheel_of(folder: Path, **variables: str) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "."]
+    subprocess.run(command, cwd=folder, env=os.environ | variables, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("machine", "number"), [("x86_64", 62), ("aarch64", 183)])
+def test_a_wheel_for_each_kind_of_machine_can_be_built_on_any(
+    tmp_path: Path, machine: str, number: int
+) -> None:
+    wheel = wheel_of(copied(tmp_path), WORKER_BUILD_TARGET=machine)
+    assert wheel.name.endswith(f"-py3-none-manylinux_2_17_{machine}.whl")
+    with zipfile.ZipFile(wheel) as content:
+        library = content.read("worker/inference/libencoder.so")
+        assert not [name for name in content.namelist() if name.startswith("native/")]
+    assert library[:4] == b"\x7fELF"
+    assert int.from_bytes(library[18:20], "little") == number
+    if machine == platform.machine():
+        # Built elsewhere, it has the same bytes.
+        assert library == native_engine.LIBRARY.read_bytes()
+
+
+@pytest.mark.slow
+def test_without_a_compiler_a_wheel_has_no_library(tmp_path: Path) -> None:
+    wheel = wheel_of(copied(tmp_path), WORKER_BUILD_TARGET="abacus")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as content:
+        assert "worker/inference/libencoder.so" not in content.namelist()
+
+
+def test_the_polynomials_are_what_their_program_writes() -> None:
+    command = [sys.executable, "native/polynomials.py"]
+    written = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert written == (ROOT / "native" / "polynomials.h").read_text("utf-8")

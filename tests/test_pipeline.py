@@ -24,8 +24,8 @@ from worker.events.records import (
     Record,
     Skipped,
 )
-from worker.inference.artifact import load_artifact
 from worker.inference.classifier import Classifier
+from worker.inference.engine import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +88,7 @@ def test_only_the_messages_that_the_model_cannot_score_become_dead_letters(
     poisoned_model: Path, classifier: Classifier, bad: set[int]
 ) -> None:
     texts = [f"{POISON} {n}" if n in bad else f"horse {n}" for n in range(10)]
-    outcomes = label_texts(Classifier(load_artifact(poisoned_model)), texts)
+    outcomes = label_texts(Classifier(load_model(poisoned_model)), texts)
     assert {n for n, o in enumerate(outcomes) if isinstance(o, DeadLetter)} == bad
     assert all(o.kind == ErrorKind.ENGINE for o in outcomes if isinstance(o, DeadLetter))
     good = [o.classification for o in outcomes if isinstance(o, LabelledEvent)]
@@ -100,7 +100,7 @@ def test_a_model_that_fails_on_everything_makes_no_dead_letters(
 ) -> None:
     monkeypatch.setattr("worker.inference.classifier._KNOWN_GOOD_TEXT", POISON)
     with pytest.raises(EngineError, match="fails on a known good text"):
-        label_texts(Classifier(load_artifact(poisoned_model)), [f"{POISON} again"])
+        label_texts(Classifier(load_model(poisoned_model)), [f"{POISON} again"])
 
 
 # Whether single messages are at fault, or the model.
@@ -140,7 +140,7 @@ def test_a_chunk_in_which_most_fail_is_not_published_though_its_last_messages_wo
     texts = [f"{POISON} {n}" for n in range(101)] + [f"horse {n}" for n in range(100)]
     topic = MemoryTopic([[text.encode() for text in texts]])
     transport = MemoryTransport(topic, decode_text, chunk_records=len(texts))
-    classifier = Classifier(load_artifact(poisoned_model))
+    classifier = Classifier(load_model(poisoned_model))
     with pytest.raises(EngineError, match="fails on 101 of the last 201 messages"):
         pipeline.run(transport, classifier, completed=lambda *_: None, stopping=lambda: False)
     assert (topic.outcomes, topic.committed) == ([], {})
@@ -153,7 +153,7 @@ def test_failures_that_gather_at_the_end_of_a_large_chunk_do_not_end_the_worker(
     texts = [f"horse {n}" for n in range(100)] + [f"{POISON} {n}" for n in range(60)] + ["gg"]
     topic = MemoryTopic([[text.encode() for text in texts]])
     transport = MemoryTransport(topic, decode_text, chunk_records=160)
-    classifier = Classifier(load_artifact(poisoned_model))
+    classifier = Classifier(load_model(poisoned_model))
     assert pipeline.run(transport, classifier, completed=lambda *_: None, stopping=lambda: False)
     assert topic.committed == {0: 161}
     letters = [outcome for outcome in topic.outcomes if isinstance(outcome, DeadLetter)]
@@ -187,7 +187,7 @@ def test_an_abandoned_chunk_does_not_count_twice(
 ) -> None:
     topic = MemoryTopic([[POISON.encode()]])
     transport = MemoryTransport(topic, decode_text)
-    classifier = Classifier(load_artifact(poisoned_model))
+    classifier = Classifier(load_model(poisoned_model))
     check = classifier.check
     rebalances = iter(range(20))
 

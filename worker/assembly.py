@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Final
 from worker.errors import ConfigurationError
 from worker.events.decoding import Fields
 from worker.events.encoding import OUTPUT_FIELDS
-from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.inference import engine
+from worker.inference.artifact import BUILT_IN_MODEL
 from worker.inference.cache import DiskCache
 from worker.inference.classifier import Classifier
+from worker.inference.native_engine import why_not_native
 from worker.logs.logger import log
 
 if TYPE_CHECKING:
@@ -47,10 +49,12 @@ def load_model(settings: Settings) -> Artifact:
 
     Raises:
         ArtifactError: a file is missing, altered or not understood.
-        ConfigurationError: thresholds do not fit it, or it is not the one that is wanted.
+        ConfigurationError: thresholds do not fit it, it is not the one that is wanted, or the engine
+            that is asked for cannot be had.
 
     """
-    artifact = load_artifact(settings.model or BUILT_IN_MODEL, settings.thresholds)
+    folder = settings.model or BUILT_IN_MODEL
+    artifact = engine.load_model(folder, settings.thresholds, settings.engine.kind)
     if settings.model_digest not in (None, artifact.digest):
         raise ConfigurationError(
             f"the model {artifact.manifest.name} has the digest {artifact.digest}, and model_digest "
@@ -65,18 +69,22 @@ def open_classifier(settings: Settings, artifact: Artifact) -> Classifier:
 
     Raises:
         ArtifactError: the model cannot be used.
+        ConfigurationError: this machine cannot run the backend that is asked for.
 
     """
     folder = settings.cache_directory
     disk = DiskCache(folder, settings.cache.disk_bytes) if folder else None
     entries = settings.cache.memory_entries if settings.cache.enabled else 0
-    classifier = Classifier(artifact, disk, entries, settings.engine.token_budget)
+    budget, backend = settings.engine.token_budget, settings.engine.backend
+    classifier = Classifier(artifact, disk, entries, budget, backend)
     log.info(
         "model loaded",
         model=artifact.manifest.name,
         digest=artifact.digest,
-        int8_products="u8 x u8, slower" if classifier.engine.exact_products else "u8 x s8",
+        engine=classifier.engine.description,
     )
+    if settings.engine.kind == "auto" and not artifact.computation:
+        log.warning("native engine not used", reason=why_not_native(artifact))
     return classifier
 
 

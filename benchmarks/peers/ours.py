@@ -8,8 +8,8 @@ import numpy as np
 
 from benchmarks.peers.peer import serve
 from worker.defaults import MEMORY_ENTRIES, TOKEN_BUDGET
-from worker.inference.artifact import load_artifact
 from worker.inference.classifier import Classifier
+from worker.inference.engine import load_model
 from worker.inference.tokens import TextTokenizer, cut_batches
 from worker.settings.schema import KafkaSettings
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 class Ours:
     def __init__(self, folder: Path, *, remembers: bool) -> None:
-        self._artifact = load_artifact(folder / "model")
+        self._artifact = load_model(folder / "model")
         self._remembers = remembers
         self._classifier = Classifier(self._artifact, memory_entries=0)
         self._chunk = KafkaSettings().chunk_records

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from worker.inference.engine import open_session
+from worker.inference.onnxruntime_engine import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable

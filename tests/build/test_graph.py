@@ -23,7 +23,7 @@ from worker.build.graph import (
     write_graph,
 )
 from worker.inference.artifact import GRAPH_FILE, WEIGHTS_FILE
-from worker.inference.engine import Engine, int8_products_saturate
+from worker.inference.onnxruntime_engine import OnnxruntimeEngine, int8_products_saturate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -76,21 +76,23 @@ def checkpoint(tiny_checkpoint: TinyCheckpoint) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_artifact: Artifact) -> Engine:
-    return Engine(tiny_artifact)
+def engine(tiny_artifact: Artifact) -> OnnxruntimeEngine:
+    return OnnxruntimeEngine(tiny_artifact)
 
 
 @pytest.fixture(scope="module")
-def exact_engine(tiny_artifact: Artifact) -> Engine:
-    return Engine(tiny_artifact, exact_products=True)
+def exact_engine(tiny_artifact: Artifact) -> OnnxruntimeEngine:
+    return OnnxruntimeEngine(tiny_artifact, exact_products=True)
 
 
 @pytest.fixture(scope="module")
-def odd_engine(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def odd_engine(
+    tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> OnnxruntimeEngine:
     """Return an engine of sizes that fill no vector register evenly."""
     labels = [f"label-{number}" for number in range(27)]
     folder = tiny_checkpoint(labels=labels, dim=36, hidden_dim=53, n_layers=3)
-    return Engine(prepared(folder, tmp_path_factory.mktemp("odd")))
+    return OnnxruntimeEngine(prepared(folder, tmp_path_factory.mktemp("odd")))
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +115,8 @@ def rewritten(artifact: Artifact, folder: Path) -> Artifact:
 
 
 @pytest.fixture(scope="module")
-def uncut_engine(uncut: Artifact) -> Engine:
-    return Engine(uncut)
+def uncut_engine(uncut: Artifact) -> OnnxruntimeEngine:
+    return OnnxruntimeEngine(uncut)
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +141,13 @@ def make_fixed(
 
 
 @pytest.fixture(scope="module")
-def fixed_engine(make_fixed: MakeFixed, largest: list[float]) -> Engine:
-    return Engine(make_fixed(largest))
+def fixed_engine(make_fixed: MakeFixed, largest: list[float]) -> OnnxruntimeEngine:
+    return OnnxruntimeEngine(make_fixed(largest))
 
 
 @pytest.mark.parametrize("tokens", [2, 7, 33, POSITIONS])
 def test_int8_logits_differ_from_fp32_logits_by_less_than_a_tenth(
-    engine: Engine, checkpoint: Checkpoint, tokens: int
+    engine: OnnxruntimeEngine, checkpoint: Checkpoint, tokens: int
 ) -> None:
     ids = random_ids(50, tokens)
     fp32 = predict_logits(checkpoint.model, ids)
@@ -221,7 +223,7 @@ def test_a_column_of_zeros_has_scale_one() -> None:
 
 @given(ids=BATCHES)
 def test_logits_of_a_text_are_the_same_bytes_alone_and_in_any_batch(
-    engine: Engine, ids: list[list[int]]
+    engine: OnnxruntimeEngine, ids: list[list[int]]
 ) -> None:
     for index, logits in enumerate(engine.run(ids)):
         assert logits.tobytes() == engine.run([ids[index]]).tobytes()
@@ -229,7 +231,7 @@ def test_logits_of_a_text_are_the_same_bytes_alone_and_in_any_batch(
 
 @given(ids=BATCHES)
 def test_sizes_that_fill_no_vector_evenly_give_the_same_bytes_too(
-    odd_engine: Engine, ids: list[list[int]]
+    odd_engine: OnnxruntimeEngine, ids: list[list[int]]
 ) -> None:
     for index, logits in enumerate(odd_engine.run(ids)):
         assert logits.tobytes() == odd_engine.run([ids[index]]).tobytes()
@@ -237,7 +239,7 @@ def test_sizes_that_fill_no_vector_evenly_give_the_same_bytes_too(
 
 @given(ids=BATCHES, random=st.randoms(use_true_random=False))
 def test_the_order_of_a_batch_decides_nothing(
-    engine: Engine, ids: list[list[int]], random: Random
+    engine: OnnxruntimeEngine, ids: list[list[int]], random: Random
 ) -> None:
     order = random.sample(range(len(ids)), len(ids))
     assert engine.run([ids[each] for each in order]).tobytes() == engine.run(ids)[order].tobytes()
@@ -245,14 +247,14 @@ def test_the_order_of_a_batch_decides_nothing(
 
 @given(ids=BATCHES)
 def test_carrying_all_tokens_through_the_last_layer_gives_the_same_bytes(
-    engine: Engine, uncut_engine: Engine, ids: list[list[int]]
+    engine: OnnxruntimeEngine, uncut_engine: OnnxruntimeEngine, ids: list[list[int]]
 ) -> None:
     assert uncut_engine.run(ids).tobytes() == engine.run(ids).tobytes()
 
 
 @pytest.mark.parametrize("tokens", [2, 7, 33, POSITIONS])
 def test_fixed_scales_stay_as_near_to_fp32(
-    fixed_engine: Engine, checkpoint: Checkpoint, tokens: int
+    fixed_engine: OnnxruntimeEngine, checkpoint: Checkpoint, tokens: int
 ) -> None:
     ids = random_ids(50, tokens, seed=1)
     fp32 = predict_logits(checkpoint.model, ids)
@@ -261,16 +263,16 @@ def test_fixed_scales_stay_as_near_to_fp32(
 
 @given(ids=BATCHES)
 def test_fixed_scales_give_the_same_bytes_alone_and_in_any_batch(
-    fixed_engine: Engine, ids: list[list[int]]
+    fixed_engine: OnnxruntimeEngine, ids: list[list[int]]
 ) -> None:
     for index, logits in enumerate(fixed_engine.run(ids)):
         assert logits.tobytes() == fixed_engine.run([ids[index]]).tobytes()
 
 
 def test_fixed_scales_give_the_same_bytes_without_the_cut(
-    fixed_engine: Engine, make_fixed: MakeFixed, largest: list[float]
+    fixed_engine: OnnxruntimeEngine, make_fixed: MakeFixed, largest: list[float]
 ) -> None:
-    uncut = Engine(make_fixed(largest, cut=False))
+    uncut = OnnxruntimeEngine(make_fixed(largest, cut=False))
     ids = random_ids(50, 9, seed=2)
     assert uncut.run(ids).tobytes() == fixed_engine.run(ids).tobytes()
 
@@ -284,9 +286,9 @@ def test_fixed_scales_alter_the_graph_and_not_its_weights(
 
 
 def test_what_is_beyond_a_fixed_scale_is_cut_off_there(
-    make_fixed: MakeFixed, largest: list[float], engine: Engine
+    make_fixed: MakeFixed, largest: list[float], engine: OnnxruntimeEngine
 ) -> None:
-    narrow = Engine(make_fixed([value / 4 for value in largest]))
+    narrow = OnnxruntimeEngine(make_fixed([value / 4 for value in largest]))
     ids = random_ids(50, 9, seed=3)
     error = relative_error(narrow.run(ids), engine.run(ids))
     assert 0.1 < error < 10
@@ -316,7 +318,7 @@ def test_cutting_the_last_layer_alters_the_graph_and_not_its_weights(
 )
 @given(ids=BATCHES)
 def test_exact_products_give_the_same_bytes(
-    engine: Engine, exact_engine: Engine, ids: list[list[int]]
+    engine: OnnxruntimeEngine, exact_engine: OnnxruntimeEngine, ids: list[list[int]]
 ) -> None:
     assert exact_engine.run(ids).tobytes() == engine.run(ids).tobytes()
 
@@ -335,7 +337,7 @@ def test_a_model_as_big_as_distilbert_base_can_be_prepared_and_run(
     base_folder: Path, tmp_path: Path
 ) -> None:
     artifact = prepared(base_folder, tmp_path)
-    engine = Engine(artifact)
+    engine = OnnxruntimeEngine(artifact)
     ids = random_ids(9, 13)
 
     logits = engine.run(ids)

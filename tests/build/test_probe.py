@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worker.build.probe import saturation_probe
-from worker.inference.engine import PROBE_FILE
+from worker.inference.onnxruntime_engine import PROBE_FILE
 
 
 def test_the_file_is_what_its_code_writes() -> None:

@@ -13,11 +13,13 @@ import pytest
 from kafka.errors import LeaderNotAvailableError, UnsupportedSaslMechanismError
 from pydantic import SecretStr
 
+from tests.conftest import NATIVE
 from worker import cli
 from worker.check import brokers, machine
 from worker.check.findings import Level
 from worker.check.topics import Role, Topic, _absence, _rights
-from worker.inference import cpu
+from worker.inference import cpu, native_engine
+from worker.inference.native_engine import available_backends
 from worker.settings.schema import KafkaSettings, SaslSettings, Settings, TlsSettings
 from worker.transports.kafka.clients import risks
 
@@ -87,8 +89,8 @@ def test_every_line_has_a_level_and_says_what_it_is_about(run_check: Check) -> N
     code, lines = run_check()
     assert code == 1
     levels = [Level(line.split()[0]) for line in lines]
-    assert levels == [Level.FAIL, Level.SKIP, Level.OK, Level.OK, Level.OK]
-    subjects = ["brokers", "topics, rights", "model", "cache folder", "cpu"]
+    assert levels == [Level.FAIL, Level.SKIP, *[Level.OK] * 4]
+    subjects = ["brokers", "topics, rights", "model", "engine", "cache folder", "cpu"]
     assert [line[6:].split(":")[0] for line in lines] == subjects
 
 
@@ -293,21 +295,45 @@ def test_a_cache_folder_of_another_user_is_a_warning(
     assert line.startswith(f"warn {tmp_path} belongs to another user")
 
 
+# The engine.
+
+
+@NATIVE
+def test_the_engine_and_its_instructions_are_named(run_check: Check) -> None:
+    backend = available_backends()[-1]
+    _, lines = run_check(ENGINE__BACKEND=backend)
+    assert about(lines, "engine") == [f"ok native, {backend}"]
+    _, lines = run_check(ENGINE__KIND="onnxruntime")
+    (line,) = about(lines, "engine")
+    assert line.startswith("ok onnxruntime, u8 by ")
+
+
+def test_why_the_native_engine_is_not_used_is_said(
+    run_check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_engine, "cpu_flags", lambda: frozenset({"sse2"}))
+    _, lines = run_check()
+    (line,) = about(lines, "engine")
+    assert line.startswith("warn onnxruntime, u8 by ")
+    assert "; not the native one: " in line
+
+
+@NATIVE
+def test_a_backend_that_this_machine_cannot_run_is_reported(run_check: Check) -> None:
+    code, lines = run_check(ENGINE__BACKEND="abacus")
+    assert code == 1
+    (line,) = about(lines, "model")
+    assert line.startswith("fail this machine cannot run the backend abacus")
+
+
 # The CPU.
 
 
-@pytest.mark.parametrize(
-    ("clips", "path"),
-    [(False, "u8 by s8, which is the fast way"), (True, "u8 by u8, which takes longer")],
-)
-def test_what_the_cpu_offers_and_what_the_engine_does_with_it(
-    run_check: Check, monkeypatch: pytest.MonkeyPatch, path: str, *, clips: bool
-) -> None:
+def test_what_the_cpu_offers(run_check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"sse2", "avx2", "avx_vnni"}))
-    monkeypatch.setattr(machine, "int8_products_saturate", lambda: clips)
     _, lines = run_check()
     (line,) = about(lines, "cpu")
-    assert f"offers avx2, avx_vnni; the engine multiplies {path}" in line
+    assert line.endswith(" offers avx2, avx_vnni")
 
 
 def test_the_flags_that_are_printed_are_those_of_this_cpu(run_check: Check) -> None:

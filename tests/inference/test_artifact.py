@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from tests.conftest import NATIVE
 from worker.errors import ArtifactError, ConfigurationError
 from worker.inference.artifact import BUILT_IN_MODEL, MANIFEST_FILE, Artifact, load_artifact
-from worker.inference.engine import Engine
+from worker.inference.native_engine import NativeEngine
+from worker.inference.onnxruntime_engine import OnnxruntimeEngine
 from worker.inference.tokens import TextTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def artifact() -> Artifact:
+    return load_artifact(BUILT_IN_MODEL)
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -92,7 +99,13 @@ def test_a_link_to_a_file_is_followed(model_copy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "load"),
-    [("model.onnx", Engine), ("weights.bin", Engine), ("tokenizer.json", TextTokenizer)],
+    [
+        ("model.onnx", OnnxruntimeEngine),
+        ("weights.bin", OnnxruntimeEngine),
+        pytest.param("model.onnx", NativeEngine, marks=NATIVE),
+        pytest.param("weights.bin", NativeEngine, marks=NATIVE),
+        ("tokenizer.json", TextTokenizer),
+    ],
 )
 def test_a_file_that_changes_after_the_check_is_not_loaded(
     model_copy: Path, name: str, load: Callable[[Artifact], object]

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import sign
-from worker.inference.artifact import load_artifact
 from worker.inference.cache import DiskCache, MemoryCache, text_key, tokens_key
 from worker.inference.classifier import Classifier
 from worker.inference.database import identity_of, move_aside
+from worker.inference.engine import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,7 +162,7 @@ def test_another_model_never_reads_it(tmp_path: Path, model_copy: Path) -> None:
     with (model_copy / "tokenizer.json").open("a", encoding="utf-8") as file:
         file.write("\n")
     sign(model_copy, "tokenizer.json")
-    second = Classifier(load_artifact(model_copy), DiskCache(tmp_path / "cache", MEGABYTE))
+    second = Classifier(load_model(model_copy), DiskCache(tmp_path / "cache", MEGABYTE))
     second.classify(["gg"])
     assert second.counts.computed == 1
     second.close()

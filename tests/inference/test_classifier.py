@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from tests.conftest import POISON
 from worker import Classifier
 from worker.errors import EngineError
-from worker.inference.artifact import Artifact, load_artifact
+from worker.inference.engine import load_model
 
 if TYPE_CHECKING:
+    from worker.inference.artifact import Artifact
     from worker.inference.classifier import Classification
 
 WORDS = ["gg", "wp", "lol", "why", "noob", "thanks", "hate", "love", "this", "map", "😂", "!", "?"]
@@ -191,7 +192,7 @@ def test_a_higher_threshold_withholds_a_label(classifier: Classifier) -> None:
 
 
 def test_the_check_tells_a_bad_model_from_a_bad_message(poisoned_model: Path) -> None:
-    classifier = Classifier(load_artifact(poisoned_model))
+    classifier = Classifier(load_model(poisoned_model))
     with pytest.raises(EngineError):
         classifier.classify([POISON])
     classifier.check()
@@ -202,4 +203,4 @@ def test_the_check_fails_where_the_model_fails_on_everything(
 ) -> None:
     monkeypatch.setattr("worker.inference.classifier._KNOWN_GOOD_TEXT", POISON)
     with pytest.raises(EngineError, match="known good text"):
-        Classifier(load_artifact(poisoned_model)).check()
+        Classifier(load_model(poisoned_model)).check()

@@ -14,7 +14,8 @@ from worker.bench.picture import Bar, bars
 from worker.bench.plan import Costs, plan
 from worker.demo.chat import ChatStream
 from worker.errors import ConfigurationError, WorkerError
-from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.inference.artifact import BUILT_IN_MODEL
+from worker.inference.engine import load_model
 from worker.terminal.sentences import show
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def bench(
         WorkerError: a file cannot be read or written, or the model cannot be used.
 
     """
-    artifact, messages = load_artifact(model or BUILT_IN_MODEL), read_texts(texts)
+    artifact, messages = load_model(model or BUILT_IN_MODEL), read_texts(texts)
     for path in filter(None, (as_json, picture)):
         _write(path, "", mode="a")  # what cannot be written is said before minutes of measuring
     speed = measure_speed(artifact, messages)
@@ -72,7 +73,7 @@ def print_plan(demand: Demand, model: Path | None, texts: Path | None) -> int:
         WorkerError: the file cannot be read, or the model cannot be used.
 
     """
-    artifact = load_artifact(model or BUILT_IN_MODEL)
+    artifact = load_model(model or BUILT_IN_MODEL)
     costs = Costs(chunk_costs(artifact, read_texts(texts)), demand.round_trip)
     found = plan(costs, demand.rate, demand.p99)
     show(_plan_table(demand, found, artifact.manifest.name))

@@ -13,7 +13,7 @@ import numpy as np
 from worker.bench.machine import machine
 from worker.defaults import CHUNK_RECORDS, TOKEN_BUDGET
 from worker.inference.classifier import Classifier
-from worker.inference.engine import Engine
+from worker.inference.engine import open_engine
 from worker.inference.tokens import TextTokenizer
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def measure_speed(artifact: Artifact, texts: Sequence[str]) -> Speed:
 
 def batch_speeds(artifact: Artifact, texts: Sequence[str]) -> list[BatchSpeed]:
     """Return the speed of the engine for batches of many shapes, of the tokens of texts."""
-    engine = Engine(artifact)
+    engine = open_engine(artifact)
     pool = np.concatenate([ids for ids, _ in TextTokenizer(artifact).encode(texts)])
     shape, limit = artifact.manifest.shape, artifact.manifest.max_tokens
     speeds = []

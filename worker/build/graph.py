@@ -21,7 +21,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from worker.inference.artifact import GRAPH_FILE, WEIGHTS_FILE
-from worker.inference.engine import INPUTS, int8_products_saturate, open_session, packed
+from worker.inference.native_engine import GRAPH_NAME, LAYER_NORM_EPSILON
+from worker.inference.onnxruntime_engine import (
+    INPUTS,
+    int8_products_saturate,
+    open_session,
+    packed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,7 +43,6 @@ _EXTERNAL_FROM_BYTES: Final = 1024
 _ALIGNMENT: Final = 64
 # GELU's minimum is -0.16997, at x = -0.7518 (Hendrycks and Gimpel, 2016).
 _GELU_LOWEST: Final = 0.17
-_LAYER_NORM_EPSILON: Final = 1e-12
 _INT8_MAX: Final = 127
 _ZERO_POINT: Final = 128
 
@@ -52,7 +57,7 @@ def write_graph(
 ) -> None:
     """Write `model.onnx` and its `weights.bin` for a checkpoint's weights.
 
-    The graph takes what `worker.inference.engine.packed` makes of texts, and gives `logits`, float32
+    The graph takes what `worker.inference.onnxruntime_engine.packed` makes of texts, and gives `logits`, float32
     [texts, labels]. `cut=False` carries all tokens through the last layer: same logits, slower.
     `normalized` has the largest size of the numbers that leave each LayerNormalization, as
     `largest_normalized` finds them; with it their scales are fixed, not by row, which is faster.
@@ -186,7 +191,7 @@ class _Graph:
 
     def normalize(self, value: str, name: str) -> str:
         scale, bias = self.vector(f"{name}.weight"), self.vector(f"{name}.bias")
-        output = self.add("LayerNormalization", value, scale, bias, epsilon=_LAYER_NORM_EPSILON)
+        output = self.add("LayerNormalization", value, scale, bias, epsilon=LAYER_NORM_EPSILON)
         if self._normalized is not None:
             largest = next(self._normalized)
             self.fixed[output] = self.number(f"{name}.fixed", largest / _INT8_MAX)
@@ -199,7 +204,7 @@ class _Graph:
             tensors = [_tensor(name, value, file) for name, value in self._constants.items()]
         graph = helper.make_graph(
             self._nodes,
-            "distilbert-int8",
+            GRAPH_NAME,
             [
                 helper.make_tensor_value_info(name, TensorProto.INT64, shape)
                 for name, shape in INPUTS.items()

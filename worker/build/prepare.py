@@ -31,11 +31,10 @@ from worker.inference.artifact import (
     MeasuredQuality,
     Provenance,
     Shape,
-    load_artifact,
 )
 from worker.inference.classifier import Classifier
 from worker.inference.decisions import Task
-from worker.inference.engine import Engine
+from worker.inference.engine import load_model, open_engine
 from worker.inference.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def prepare(options: PrepareOptions) -> Manifest:
         folder = Path(name) / "model"
         folder.mkdir()
         manifest = _write_model(options, checkpoint, max_tokens, folder)
-        artifact = load_artifact(folder)
+        artifact = load_model(folder)
         if options.evaluate_on:
             quality = _measure(options, options.evaluate_on, checkpoint, artifact)
             manifest = manifest.model_copy(update={"quality": quality})
@@ -220,7 +219,7 @@ def _decision_agreement(
 
 def _compare_logits(limits: GateLimits, checkpoint: Checkpoint, artifact: Artifact) -> None:
     fp32 = checkpoint.logits(_BUILT_IN_TEXTS, artifact.manifest.max_tokens)
-    engine = Engine(artifact)
+    engine = open_engine(artifact)
     tokens = TextTokenizer(artifact).encode(_BUILT_IN_TEXTS)
     int8 = np.concatenate([engine.run([ids]) for ids, _ in tokens])
     error = float(np.linalg.norm(int8 - fp32) / np.linalg.norm(fp32))

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from worker.build.graph import serialize
-from worker.inference.engine import PROBE_FILE, PROBE_SHAPE
+from worker.inference.onnxruntime_engine import PROBE_FILE, PROBE_SHAPE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ from worker.errors import WorkerError
 from worker.inference.cache import DiskCache, tokens_key
 from worker.inference.classifier import Classifier
 from worker.inference.cpu import cpu_flags
-from worker.inference.engine import int8_products_saturate
+from worker.inference.native_engine import why_not_native
 from worker.terminal.sentences import counted
 
 if TYPE_CHECKING:
@@ -33,12 +33,19 @@ def model(settings: Settings) -> Iterator[Finding]:
     about = "model"
     try:
         artifact = load_model(settings)
-        Classifier(artifact, memory_entries=0).check()
+        classifier = Classifier(artifact, memory_entries=0, backend=settings.engine.backend)
+        classifier.check()
     except WorkerError as error:
         yield Finding(Level.FAIL, about, str(error))
         return
     name = f"{artifact.manifest.name} ({artifact.digest}) in {artifact.folder}"
     yield Finding(Level.OK, about, f"{name} has the right checksums, and scores a text")
+    engine = classifier.engine.description
+    if settings.engine.kind == "auto" and not artifact.computation:
+        text = f"{engine}; not the native one: {why_not_native(artifact)}"
+        yield Finding(Level.WARN, "engine", text)
+    else:
+        yield Finding(Level.OK, "engine", engine)
 
 
 def cache(settings: Settings) -> Iterator[Finding]:
@@ -74,15 +81,9 @@ def _cache_problem(folder: Path) -> str:
 
 
 def cpu(settings: Settings) -> Iterator[Finding]:
-    """Say what the CPU offers, and which way of multiplying the engine uses."""
+    """Say what the CPU offers."""
     offers = ", ".join(sorted(cpu_flags() & _INT8_FLAGS)) or "nothing for int8"
-    path = (
-        "u8 by u8, which takes longer, because u8 by s8 would clip here"
-        if int8_products_saturate()
-        else "u8 by s8, which is the fast way"
-    )
-    text = f"{platform.machine()} offers {offers}; the engine multiplies {path}"
-    yield Finding(Level.OK, "cpu", text)
+    yield Finding(Level.OK, "cpu", f"{platform.machine()} offers {offers}")
     cores = len(os.sched_getaffinity(0))
     if settings.run.processes > cores:
         problem = f"{settings.run.processes} processes would share {counted(cores, 'core')}"

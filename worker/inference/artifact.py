@@ -153,11 +153,14 @@ class Artifact:
     folder: Path
     manifest: Manifest
     thresholds: tuple[float, ...]
+    computation: str = ""
+    """What computes scores where that is not the graph itself: `worker.inference.engine` says what."""
 
     @property
     def scores_digest(self) -> str:
-        """Return a digest of all that decides a score: graph, weights, tokenizer, task."""
-        return _digest([self.manifest.task, *(self.manifest.files[name] for name in FILES)])
+        """Return a digest of all that decides a score: graph, weights, tokenizer, task, computation."""
+        parts = [self.manifest.task, *(self.manifest.files[name] for name in FILES)]
+        return _digest([*parts, self.computation] if self.computation else [*parts])
 
     @property
     def digest(self) -> str:

@@ -15,21 +15,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-import onnxruntime
-
 from worker import defaults
 from worker.errors import EngineError
-from worker.inference.artifact import BUILT_IN_MODEL, load_artifact
+from worker.inference.artifact import BUILT_IN_MODEL
 from worker.inference.cache import DiskCache, MemoryCache, text_key, tokens_key
-from worker.inference.cpu import cpu_kind
 from worker.inference.decisions import Scores, decide, scores_of
-from worker.inference.engine import Engine
+from worker.inference.engine import load_model, open_engine
 from worker.inference.tokens import TextTokenizer, cut_batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from worker.inference.artifact import Artifact
+    from worker.inference.engine import EngineKind
 
 _CLASSIFICATIONS_KEPT: Final = 4096
 _KNOWN_GOOD_TEXT: Final = "good game, well played"
@@ -119,6 +117,7 @@ class Classifier:
         disk: the disk cache, or None.
         memory_entries: how many texts are remembered in this process; 0 remembers none.
         token_budget: how many tokens the engine scores at once. Scores do not depend on it.
+        backend: the instructions that the native engine uses; by default the fastest of this machine.
         counts: what was done so far.
 
     Example:
@@ -135,20 +134,19 @@ class Classifier:
     disk: DiskCache | None = None
     memory_entries: int = defaults.MEMORY_ENTRIES
     token_budget: int = defaults.TOKEN_BUDGET
+    backend: str | None = None
     counts: Counts = field(default_factory=Counts, init=False)
 
     def __post_init__(self) -> None:
         """Load the engine and the tokenizer."""
-        self.engine = Engine(self.artifact)
+        self.engine = open_engine(self.artifact, self.backend)
         self._tokenizer = TextTokenizer(self.artifact)
         self._memory = MemoryCache(self.memory_entries)
         # Most messages of a chat are among a few texts, whose classifications are kept as objects.
         self._decode = lru_cache(_CLASSIFICATIONS_KEPT)(self._decode_uncached)
         self._scores = struct.Struct(f"={len(self.artifact.manifest.labels)}f")
-        # On another kind of CPU, or with another onnxruntime, a score may differ in its last
-        # place, so that what these computed is not shared.
-        parts = [self.artifact.scores_digest, onnxruntime.__version__, cpu_kind()]
-        parts.append(str(self.engine.exact_products))
+        # What differs in the last place of a score is not shared.
+        parts = [self.artifact.scores_digest, self.engine.identity]
         self._namespace = hashlib.sha256("\n".join(parts).encode()).digest()
 
     @classmethod
@@ -159,6 +157,7 @@ class Classifier:
         thresholds: Mapping[str, float] | None = None,
         cache_directory: str | Path | None = None,
         memory_entries: int = defaults.MEMORY_ENTRIES,
+        engine: EngineKind = "auto",
     ) -> Self:
         """Load a model folder, by default the built-in emotion model.
 
@@ -170,6 +169,7 @@ class Classifier:
                 scores, never a text.
             memory_entries: how many texts to remember in this process, at about 200 bytes each; 0
                 remembers none.
+            engine: `native` or `onnxruntime`; by default native where this machine can run it.
 
         Returns:
             A classifier; `close` it, or use it in a `with` statement, where it has a disk cache.
@@ -186,7 +186,7 @@ class Classifier:
             ()
 
         """
-        artifact = load_artifact(Path(model) if model else BUILT_IN_MODEL, thresholds)
+        artifact = load_model(Path(model) if model else BUILT_IN_MODEL, thresholds, engine)
         disk = DiskCache(Path(cache_directory), defaults.DISK_BYTES) if cache_directory else None
         return cls(artifact, disk, memory_entries)
 

@@ -1,78 +1,45 @@
-"""The engine: one onnxruntime session in one thread, for texts of any length without padding.
+"""Which engine scores texts: our own, or onnxruntime's where ours cannot be had.
 
-It is bit-exact: the logits of a text are the same bytes whatever else is in its batch.
+Both are bit-exact: the logits of a text are the same bytes whatever else is in its batch. Ours gives the
+same bytes on every CPU; onnxruntime's depend on its version and the kind of CPU.
 """
 
 from __future__ import annotations
 
-import os
-from functools import lru_cache
-from itertools import chain, groupby
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
-import numpy as np
-import onnxruntime as ort
-
-from worker.errors import ArtifactError, EngineError
-from worker.inference.artifact import GRAPH_FILE, WEIGHTS_FILE
+from worker.errors import ConfigurationError
+from worker.inference.artifact import load_artifact
+from worker.inference.native_engine import (
+    COMPUTATION,
+    NativeEngine,
+    available_backends,
+    why_not_native,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from worker.inference.artifact import Artifact
 
-# These are slower than the plain nodes that they replace (docs/design.md, "Engine").
-_SLOW_FUSIONS: Final = ["SkipLayerNormFusion", "BiasGeluFusion"]
-# Errors are raised anyway; printed, they would show the names of nodes as the graph has them.
-_FATAL_ONLY: Final = 4
-# The inputs of a graph, with their shapes; `packed` makes them.
-INPUTS: Final[dict[str, list[str | int]]] = {
-    "input_ids": ["tokens"],
-    "position_ids": ["tokens"],
-    "groups": ["groups", 2],
-}
-PROBE_FILE: Final = Path(__file__).with_name("saturation.onnx")
-PROBE_SHAPE: Final = (64, 16)
+EngineKind: TypeAlias = Literal["auto", "native", "onnxruntime"]
 
 
-@lru_cache(maxsize=1)
-def int8_products_saturate() -> bool:
-    """Return whether onnxruntime's u8 x s8 products clip their 16-bit sums on this CPU.
-
-    They do on x86 without VNNI or AMX (onnxruntime's quantization guide). The largest numbers there
-    are get multiplied to see it, because a CPU or an emulator may report what it does not have.
-    """
-    session = ort.InferenceSession(PROBE_FILE, session_options(), ["CPUExecutionProvider"])
-    rows, _ = PROBE_SHAPE
-    (product,) = session.run(None, {"activations": np.full((4, rows), 255, dtype=np.uint8)})
-    return bool((product != rows * 255 * 127).any())
-
-
-class Engine:
+class Engine(Protocol):
     """A loaded model; use it from one thread."""
 
-    def __init__(self, artifact: Artifact, *, exact_products: bool | None = None) -> None:
-        """Load the model of an artifact.
+    @property
+    def identity(self) -> str:
+        """Return what decides the last bit of a score beside the model: what caches keep apart by."""
 
-        With `exact_products`, onnxruntime takes its slower u8 x u8 path, whose sums never clip. By
-        default it does so where the u8 x s8 products of this CPU clip.
-
-        Raises:
-            ArtifactError: the graph does not load, or does not fit the manifest.
-
-        """
-        self.exact_products = int8_products_saturate() if exact_products is None else exact_products
-        self._labels = len(artifact.manifest.labels)
-        path = artifact.folder / GRAPH_FILE
-        graph, weights = artifact.read(GRAPH_FILE), artifact.read(WEIGHTS_FILE)
-        try:
-            self._session = open_session(graph, weights, exact_products=self.exact_products)
-        except Exception:  # noqa: BLE001 - onnxruntime's errors share no base, and quote paths
-            raise ArtifactError(f"onnxruntime {ort.__version__} cannot load {path}") from None
-        self._check_shape(artifact)
+    @property
+    def description(self) -> str:
+        """Return how it computes, for people."""
 
     def run(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Return the logits, shape [batch, labels], of texts that are given by their token ids.
@@ -81,87 +48,50 @@ class Engine:
         the faster it is.
 
         Raises:
-            EngineError: the batch could not be scored, or a logit is not finite.
+            EngineError: the batch could not be scored, or a score is not finite.
 
         """
-        try:
-            logits: NDArray[np.float32]
-            (logits,) = self._session.run(["logits"], packed(batch))
-        except Exception:  # noqa: BLE001 - onnxruntime's errors share no base
-            tokens = sum(len(ids) for ids in batch)
-            raise EngineError(
-                f"onnxruntime failed on a batch of {len(batch)} texts, {tokens} tokens in all"
-            ) from None
-        if logits.shape != (len(batch), self._labels):
-            raise EngineError("the model does not give a logit for each text and label")
-        if not np.isfinite(logits).all():
-            raise EngineError("the model's scores are not finite")
-        return logits
-
-    def _check_shape(self, artifact: Artifact) -> None:
-        path = artifact.folder / GRAPH_FILE
-        inputs = [value.name for value in self._session.get_inputs()]
-        if inputs != list(INPUTS):
-            raise ArtifactError(
-                f"{path} is not a graph of this version of the worker: it takes "
-                f"{', '.join(inputs)}, not {', '.join(INPUTS)}",
-                "prepare the model anew",
-            )
-        outputs = [
-            (value.name, value.type, value.shape[-1:]) for value in self._session.get_outputs()
-        ]
-        labels = self._labels
-        if outputs != [("logits", "tensor(float)", [labels])]:
-            raise ArtifactError(
-                f"{path} does not give {labels} logits, as the manifest's labels need",
-                "prepare the model anew",
-            )
 
 
-def packed(batch: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
-    """Return a graph's inputs for texts that are given by their token ids.
+def load_model(
+    folder: Path, thresholds: Mapping[str, float] | None = None, kind: EngineKind = "auto"
+) -> Artifact:
+    """Verify a model folder, and decide which engine scores with it on this machine.
 
-    The tokens of all texts stand one after another. `groups`, shape [stretches, 2], has for each
-    stretch of texts of one length the number of texts and that length.
+    Raises:
+        ArtifactError: a file is missing, altered or not understood.
+        ConfigurationError: a threshold does not fit the model, or the engine cannot be had.
+
     """
-    lengths = [len(ids) for ids in batch]
-    groups = [(sum(1 for _ in same), length) for length, same in groupby(lengths)]
-    return {
-        "input_ids": np.fromiter(chain.from_iterable(batch), np.int64),
-        "position_ids": np.fromiter(chain.from_iterable(map(range, lengths)), np.int64),
-        "groups": np.array(groups, dtype=np.int64),
-    }
+    artifact = load_artifact(folder, thresholds)
+    if kind == "onnxruntime":
+        return artifact
+    reason = why_not_native(artifact)
+    if reason is None:
+        return replace(artifact, computation=COMPUTATION)
+    if kind == "native":
+        raise ConfigurationError(
+            f"the native engine cannot be used: {reason}", "set engine.kind to auto or onnxruntime"
+        )
+    return artifact
 
 
-def open_session(graph: bytes, weights: bytes, *, exact_products: bool) -> ort.InferenceSession:
-    """Load a graph as the engine runs it: in one thread, without the fusions that are slower.
+def open_engine(artifact: Artifact, backend: str | None = None) -> Engine:
+    """Load the engine that was decided on; `backend` forces one of the native engine.
 
-    `weights` is the content of `weights.bin`, the only file that a graph may name: onnxruntime opens
-    none itself, and fails where a graph names another.
+    Raises:
+        ArtifactError: the model does not load.
+        ConfigurationError: there is no such backend on this machine.
+
     """
-    options = session_options()
-    # Some kinds of constants are looked for in a folder all the same; there is none.
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", os.devnull
-    )
-    options.add_external_initializers_from_files_in_memory(
-        [WEIGHTS_FILE], [weights], [len(weights)]
-    )
-    if exact_products:
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    return ort.InferenceSession(
-        graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOW_FUSIONS
-    )
+    if artifact.computation == COMPUTATION:
+        if backend is not None and backend not in (found := available_backends()):
+            raise ConfigurationError(
+                f"this machine cannot run the backend {backend}",
+                f"set engine.backend to one of {', '.join(found)}, or leave it out",
+            )
+        return NativeEngine(artifact, backend)
+    # It takes a tenth of a second and 40 MB, which the native engine does without.
+    from worker.inference.onnxruntime_engine import OnnxruntimeEngine  # noqa: PLC0415 - see above
 
-
-def session_options() -> ort.SessionOptions:
-    """Return session options for one thread, which does not spin while it waits."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Memory is planned for each shape of the inputs, and nearly every batch has a new shape: the
-    # plans would fill memory and seldom be used again.
-    options.enable_mem_pattern = False
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.log_severity_level = _FATAL_ONLY
-    return options
+    return OnnxruntimeEngine(artifact)

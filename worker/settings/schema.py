@@ -99,8 +99,10 @@ class CacheSettings(Strict):
 
 
 class EngineSettings(Strict):
-    """How texts are put into batches."""
+    """What scores texts, and how they are put into batches."""
 
+    kind: Literal["auto", "native", "onnxruntime"] = _setting("engine.kind")
+    backend: str | None = _setting("engine.backend")
     token_budget: int = _setting("engine.token_budget", ge=1, le=2**16)
 
 

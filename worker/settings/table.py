@@ -27,7 +27,7 @@ class Setting(NamedTuple):
 GROUPS: Final = {
     "input": "How messages are read. Fields are those of JSON objects, and of CSV and TSV headers.",
     "cache": "What is remembered of texts that were seen before, and where.",
-    "engine": "How texts are put into batches.",
+    "engine": "What scores texts, and how they are put into batches.",
     "kafka": "Where events come from and labels go to, and with what guarantee.",
     "kafka.tls": "How connections to the brokers are encrypted.",
     "kafka.sasl": "How the worker logs in at the brokers.",
@@ -108,6 +108,18 @@ SETTINGS: Final = {
         defaults.MEMORY_ENTRIES,
         "The largest number of texts that each process remembers in memory, at some 170 bytes "
         "each. With 0 only the folder on disk remembers.",
+    ),
+    "engine.kind": Setting(
+        "auto",
+        "What scores texts: `native`, our own engine, whose scores are the same on every CPU; "
+        "`onnxruntime`; or `auto`, native where this machine can run it. Their scores differ a "
+        "little, so they have different digests, and share no cache.",
+    ),
+    "engine.backend": Setting(
+        None,
+        "The instructions that the native engine uses, one of `amx`, `avx512vnni`, `avxvnni`, `avx2` "
+        "and `neon`. Scores are the same with all. By default it is the fastest of this machine.",
+        example="avx2",
     ),
     "engine.token_budget": Setting(
         defaults.TOKEN_BUDGET,

@@ -1,0 +1,46 @@
+// x86-64 with AVX-VNNI: `vpdpbusd` in 256 bits.
+#include "backend.h"
+#include "encoder.h"
+#include "products.h"
+#include "vnni.h"
+
+#ifndef EMULATED
+#include <immintrin.h>
+#endif
+
+namespace {
+
+struct AvxVnni : Unsigned {
+    static constexpr int PANEL = 1, ROWS = 6;
+    static constexpr int QUERY_ROWS = 2, KEY_ROWS = 3, VALUE_COLUMNS = 2;
+
+#ifdef EMULATED
+    typedef const int8_t* Weights;
+    static INLINE Weights load_weights(const int8_t* from) { return from; }
+    static INLINE Ints add_products(Ints sums, int32_t numbers, Weights weights) { return dot(sums, numbers, weights); }
+#else
+    struct Weights {
+        __m256i low, high;
+    };
+    static INLINE Weights load_weights(const int8_t* from) {
+        const __m256i* halves = (const __m256i*)from;
+        return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
+    }
+    static INLINE Ints add_products(Ints sums, int32_t numbers, Weights weights) {
+        __m256i halves[2], all = _mm256_set1_epi32(numbers);
+        __builtin_memcpy(halves, &sums, sizeof halves);
+        halves[0] = _mm256_dpbusd_avx_epi32(halves[0], all, weights.low);
+        halves[1] = _mm256_dpbusd_avx_epi32(halves[1], all, weights.high);
+        __builtin_memcpy(&sums, halves, sizeof halves);
+        return sums;
+    }
+#endif
+    template <class Epilogue>
+    static void multiply(const Activation* rows, size_t stride, int count, const Matrix& matrix, const Epilogue& epilogue) {
+        multiply_in_registers<AvxVnni>(rows, stride, count, matrix, epilogue);
+    }
+};
+
+}  // namespace
+
+BACKEND(avxvnni, AvxVnni)
