@@ -6,14 +6,16 @@ VENV := .venv
 TEST_PROCESSES ?= 6
 CHAOS_SECONDS ?= 900
 FUZZ_SECONDS ?= 3600
+NATIVE_SECONDS ?= 60
+NATIVE_SEED ?= $(shell date +%s)
 # Some environments forbid Python to keep what it has compiled; the tests start the worker 700 times.
 export PYTHONDONTWRITEBYTECODE :=
 PIP_INSTALL := install --quiet --disable-pip-version-check
 PIP := $(VENV)/bin/python -m pip $(PIP_INSTALL)
 
-.PHONY: demo test test-fast chaos fuzz compose-test configuration lock sbom benchmark-batches benchmark-caches \
+.PHONY: demo test test-fast chaos fuzz fuzz-native compose-test configuration lock sbom benchmark-batches benchmark-caches \
 	benchmark-check \
-	benchmark-engine benchmark-ladder benchmark-latency benchmark-peers \
+	benchmark-engine benchmark-ladder benchmark-latency benchmark-native benchmark-peers \
 	benchmark-replay benchmark-scale benchmark-stream model clean
 
 # Labels a chat, with what running needs and nothing more.
@@ -51,6 +53,10 @@ chaos: $(VENV)/.all build/kafka/.jars
 fuzz: $(VENV)/.all
 	$(VENV)/bin/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
+# The C++ of the engine under sanitizers, with models, texts and arguments of all kinds.
+fuzz-native: build/native/fuzz
+	build/native/fuzz $(NATIVE_SECONDS) $(NATIVE_SEED)
+
 # docker compose up and all that it promises, on a Docker engine.
 compose-test: $(VENV)/.all
 	$(VENV)/bin/python -m tests.compose.live
@@ -58,6 +64,10 @@ compose-test: $(VENV)/.all
 # The engine beside its bare matrix products, and beside stock onnxruntime.
 benchmark-engine: $(VENV)/.all
 	$(VENV)/bin/python -m benchmarks.engine
+
+# The native engine beside onnxruntime, with every backend of this machine.
+benchmark-native: $(VENV)/.all
+	$(VENV)/bin/python -m benchmarks.native $(if $(TEXTS),--texts $(TEXTS))
 
 # From a padded BERT to this engine, rung by rung; renews docs/ladder.*.
 benchmark-ladder: $(VENV)/.all
@@ -166,6 +176,13 @@ NATIVE_SOURCES := $(wildcard native/*.cpp native/*.h native/build.py)
 build/native/libemulated.so: $(NATIVE_SOURCES) | $(VENV)/.all
 	@mkdir -p $(@D)
 	$(VENV)/bin/python native/build.py --emulated -o $@
+
+# By the system's compiler, because the wheel has no sanitizers.
+build/native/fuzz: $(NATIVE_SOURCES)
+	@mkdir -p $(@D)
+	$(CXX) -std=c++20 -O1 -g1 -DEMULATED $(if $(filter x86_64,$(shell uname -m)),-mavx2 -mfma) \
+		-ffp-contract=off -fno-math-errno -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi \
+		native/*.cpp -o $@
 
 $(VENV)/.runtime: pyproject.toml requirements/runtime.txt requirements/packaging.txt $(NATIVE_SOURCES) | $(VENV)/bin/python
 	$(PIP) --require-hashes -r requirements/runtime.txt -r requirements/packaging.txt

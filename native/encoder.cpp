@@ -8,6 +8,14 @@
 #include <immintrin.h>
 #endif
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+// So that what goes beyond a piece is found.
+constexpr int BETWEEN_PIECES = 64;
+#else
+constexpr int BETWEEN_PIECES = 0;
+#endif
+
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 extern const Backend backend_amx, backend_avx512vnni, backend_avxvnni, backend_avx2, backend_neon;
@@ -65,7 +73,11 @@ struct Arena {
     template <class T>
     T* take(size_t count) {
         char* piece = begin ? begin + used : nullptr;
-        used = (used + count * sizeof(T) + 63) / 64 * 64;
+        const size_t end = used + count * sizeof(T);
+        used = (end + BETWEEN_PIECES + 63) / 64 * 64;
+#ifdef __SANITIZE_ADDRESS__
+        if (begin) __asan_poison_memory_region(begin + end, used - end);
+#endif
         return (T*)piece;
     }
     Matrix matrix(int depth, int columns) {
@@ -185,21 +197,23 @@ struct Loader {
             const int from = heads_out ? from_head(shape, c) : c, to = first + c;
             matrix.scales[to] = scales[from] * factor;
             matrix.biases[to] = biased ? biases[from] * factor : 0.0f;
-            int32_t total = 0;
-            for (int k = 0; k < depth; k++) {
-                int8_t weight = weights[(size_t)(heads_in ? from_head(shape, k) : k) * columns + from];
-                *packed(matrix, k, to) = weight;
-                total += weight;
-            }
-            matrix.corrections[to] = -128 * total;
+            matrix.corrections[to] = -128 * pack_column(matrix, to, weights + from, depth, columns, heads_in);
         }
     }
-    int8_t* packed(Matrix& matrix, int k, int column) {
-        const int group = backend.group, wide = backend.panel * LANES;
-        const int panels_end = matrix.columns / wide * wide;
-        const int width = column < panels_end ? wide : LANES;
-        const int panel = column / width * width;
-        return matrix.weights + (size_t)panel * matrix.depth + ((size_t)(k / group) * width + column % width) * group + k % group;
+
+    // Returns the sum of the weights of the column.
+    int32_t pack_column(Matrix& matrix, int column, const int8_t* weights, int depth, int stride, bool heads_in) {
+        // What is left behind the last whole panel stands in panels of one vector.
+        const int wide = backend.panel * LANES;
+        const int width = column < matrix.columns / wide * wide ? wide : LANES;
+        int8_t* to = matrix.weights + (size_t)(column / width * width) * matrix.depth + column % width * backend.group;
+        int32_t total = 0;
+        for (int k = 0; k < depth; k += backend.group, to += width * backend.group)
+            for (int u = 0; u < backend.group; u++) {
+                to[u] = weights[(size_t)(heads_in ? from_head(shape, k + u) : k + u) * stride];
+                total += to[u];
+            }
+        return total;
     }
 };
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
 
 pytestmark = NATIVE
 
+ROOT = Path(__file__).parents[2]
 # Every backend, with what its instructions compute written out: `make build/native/libemulated.so`.
-EMULATED = Path(__file__).parents[2] / "build" / "native" / "libemulated.so"
+EMULATED = ROOT / "build" / "native" / "libemulated.so"
 WITH_EMULATED = pytest.mark.skipif(
     not EMULATED.exists() and not os.environ.get("CI"), reason=f"needs {EMULATED.name}"
 )
@@ -114,6 +117,14 @@ def test_ids_and_lengths_that_the_model_does_not_have_are_an_engine_error(
     else:
         with pytest.raises(EngineError, match=f"a batch of {len(batch)} texts"):
             engine.run(batch)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, for its sanitizers")
+def test_sanitizers_find_nothing() -> None:
+    command = ["make", "--silent", "fuzz-native", "NATIVE_SECONDS=10", "NATIVE_SEED=1"]
+    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert output.endswith("models, nothing found\n")
 
 
 def test_more_tokens_than_it_runs_at_once_are_run_one_part_after_another(

@@ -131,6 +131,12 @@ def _table(speed: Speed) -> str:
     lines = [
         f"{speed.model} on {speed.machine}",
         "",
+        "engines: messages of 8 tokens a second, in full batches and one alone",
+        *(
+            f"  {each.engine:40}{each.full_per_second:8,.0f}{each.alone_per_second:8,.0f}"
+            for each in speed.engines
+        ),
+        "",
         "batches: tokens, then texts at once x messages a second, and int8 operations in 10^9 a second",
         *_by_batch(speed),
         "",

@@ -13,7 +13,7 @@ import numpy as np
 from worker.bench.machine import machine
 from worker.defaults import CHUNK_RECORDS, TOKEN_BUDGET
 from worker.inference.classifier import Classifier
-from worker.inference.engine import open_engine
+from worker.inference.engine import every_engine, open_engine
 from worker.inference.tokens import TextTokenizer
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ _LENGTHS: Final = (4, 6, 8, 12, 16, 32, 64)
 _BATCHES: Final = (1, 4, 16)
 _ROUNDS: Final = 7
 _WARM_UP: Final = 2
+# Texts whose tokens batches are made of.
+_POOL: Final = 1000
+# Of the messages that engines are compared with.
+_TOKENS: Final = 8
 _ALONE: Final = 200
 
 
@@ -37,6 +41,14 @@ class BatchSpeed(NamedTuple):
     gops: float
 
 
+class EngineSpeed(NamedTuple):
+    """Messages of eight tokens a second by one engine: in full batches, and one at a time."""
+
+    engine: str
+    full_per_second: float
+    alone_per_second: float
+
+
 @dataclass(frozen=True, slots=True)
 class Speed:
     """What was measured, on one thread.
@@ -47,6 +59,7 @@ class Speed:
 
     machine: str
     model: str
+    engines: Sequence[EngineSpeed]
     batches: Sequence[BatchSpeed]
     texts: int
     tokens_per_text: float
@@ -70,6 +83,7 @@ def measure_speed(artifact: Artifact, texts: Sequence[str]) -> Speed:
     return Speed(
         machine=machine(),
         model=artifact.manifest.name,
+        engines=engine_speeds(artifact, texts),
         batches=batch_speeds(artifact, texts),
         texts=len(texts),
         tokens_per_text=statistics.mean(lengths),
@@ -82,20 +96,43 @@ def measure_speed(artifact: Artifact, texts: Sequence[str]) -> Speed:
     )
 
 
+def engine_speeds(artifact: Artifact, texts: Sequence[str]) -> list[EngineSpeed]:
+    """Return the speed of every engine that this machine has, measured in turn."""
+    full = _batch_of(artifact, texts, TOKEN_BUDGET // _TOKENS, _TOKENS)
+    engines = every_engine(artifact)
+    rounds = [
+        [
+            (_seconds(partial(each.run, full)), _seconds(partial(each.run, full[:1])))
+            for each in engines
+        ]
+        for _ in range(_WARM_UP + _ROUNDS)
+    ]
+    medians = np.median(rounds[_WARM_UP:], axis=0)
+    return [
+        EngineSpeed(engine.description, len(full) / of_full, 1 / alone)
+        for engine, (of_full, alone) in zip(engines, medians.tolist(), strict=True)
+    ]
+
+
 def batch_speeds(artifact: Artifact, texts: Sequence[str]) -> list[BatchSpeed]:
     """Return the speed of the engine for batches of many shapes, of the tokens of texts."""
     engine = open_engine(artifact)
-    pool = np.concatenate([ids for ids, _ in TextTokenizer(artifact).encode(texts)])
     shape, limit = artifact.manifest.shape, artifact.manifest.max_tokens
     speeds = []
     for tokens in (length for length in _LENGTHS if length <= limit):
         for batch in sorted({*_BATCHES, max(1, TOKEN_BUDGET // tokens)}):
-            ids = np.resize(pool, (batch, tokens)).tolist()
+            ids = _batch_of(artifact, texts, batch, tokens)
             times = [_seconds(partial(engine.run, ids)) for _ in range(_WARM_UP + _ROUNDS)]
             seconds = statistics.median(times[_WARM_UP:])
             work = 2 * sum(r * d * c for r, d, c in shape.products(batch, tokens))
             speeds.append(BatchSpeed(tokens, batch, batch / seconds, work / seconds / 1e9))
     return speeds
+
+
+def _batch_of(artifact: Artifact, texts: Sequence[str], batch: int, tokens: int) -> list[list[int]]:
+    pool = np.concatenate([ids for ids, _ in TextTokenizer(artifact).encode(texts[:_POOL])])
+    found: list[list[int]] = np.resize(pool, (batch, tokens)).tolist()
+    return found
 
 
 def _per_second(classifier: Classifier, texts: Sequence[str]) -> float:
