@@ -3,7 +3,8 @@
 //     fuzz SECONDS SEED
 //
 // Built with the backends emulated, under the address and undefined-behaviour sanitizers: see build.py. Each
-// round, all backends must give the same bytes, alone and in a batch, and what is wrong must be refused.
+// round, all backends must give the same bytes, alone and in a batch, and what is wrong must be refused. With 0
+// seconds it runs one model, whose logits have the same digest on every machine.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -143,6 +144,13 @@ static void wrong_texts(const Shape& shape, void* model) {
     require(run(2, 2, 2 * shape.labels) < 0, "a length that cannot be");
 }
 
+// FNV-1a of logits, over all rounds.
+static uint64_t digest = 0xcbf29ce484222325;
+static void add_to_digest(const std::vector<float>& logits) {
+    const unsigned char* bytes = (const unsigned char*)logits.data();
+    for (size_t k = 0; k < logits.size() * sizeof(float); k++) digest = (digest ^ bytes[k]) * 0x100000001b3;
+}
+
 static void round() {
     const Shape shape = random_shape();
     const Tensors from(shape);
@@ -165,7 +173,7 @@ static void round() {
             require(!encoder_run(memory.begin, next, lengths[t], &lengths[t], 1, &alone[t * shape.labels], shape.labels), "a text");
         const size_t size = together.size() * sizeof(float);
         require(!memcmp(together.data(), alone.data(), size), "a text differs in a batch");
-        if (k == 0) expected = together;
+        if (k == 0) add_to_digest(expected = together);
         require(!memcmp(together.data(), expected.data(), size), "backends differ");
         wrong_texts(shape, memory.begin);
         if (k == (uint32_t)between(0, 4)) wrong_models(shape, backend, from);
@@ -178,5 +186,5 @@ int main(int count, char** arguments) {
     long rounds = 0;
     do round(), rounds++;
     while (time(nullptr) < end);
-    printf("%ld models, nothing found\n", rounds);
+    printf("%ld models, digest %016llx, nothing found\n", rounds, (unsigned long long)digest);
 }

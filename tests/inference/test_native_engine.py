@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,8 @@ WITH_EMULATED = pytest.mark.skipif(
 )
 BACKENDS = ["amx", "avx512vnni", "avxvnni", "avx2", "neon"]
 LIMIT = 256
+# Of the logits of a model of random numbers, by `native/fuzz.cpp`: whatever compiles it, for whatever CPU.
+DIGEST = "75d2cc952980fade"
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +127,24 @@ def test_ids_and_lengths_that_the_model_does_not_have_are_an_engine_error(
 def test_sanitizers_find_nothing() -> None:
     command = ["make", "--silent", "fuzz-native", "NATIVE_SECONDS=10", "NATIVE_SEED=1"]
     output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert output.endswith("models, nothing found\n")
+    assert output.endswith(", nothing found\n")
+    command = [str(ROOT / "build" / "native" / "fuzz"), "0", "1"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert output == f"1 models, digest {DIGEST}, nothing found\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="needs Debian's qemu-user")
+def test_arm64_gives_the_same_bits(tmp_path: Path) -> None:
+    program = str(tmp_path / "fuzz")
+    sources = [str(ROOT / "native" / f"{name}.cpp") for name in ("encoder", "neon", "fuzz")]
+    command = [sys.executable, "-m", "ziglang", "c++", "-std=c++20", "-O2", "-static"]
+    command += ["-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", "-mcpu=generic+dotprod"]
+    command += ["-target", "aarch64-linux-musl", *sources, "-o", program]
+    subprocess.run(command, check=True)
+    command = ["qemu-aarch64", "-cpu", "max", program, "0", "1"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert output == f"1 models, digest {DIGEST}, nothing found\n"
 
 
 def test_more_tokens_than_it_runs_at_once_are_run_one_part_after_another(
