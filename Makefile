@@ -170,7 +170,7 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-NATIVE_SOURCES := $(wildcard native/*.cpp native/*.h native/build.py)
+NATIVE_SOURCES := $(filter-out native/fuzz.cpp,$(wildcard native/*.cpp native/*.h native/build.py))
 
 # Every backend of the native engine, with its instructions emulated: tests compare them.
 build/native/libemulated.so: $(NATIVE_SOURCES) | $(VENV)/.all
@@ -178,7 +178,7 @@ build/native/libemulated.so: $(NATIVE_SOURCES) | $(VENV)/.all
 	$(VENV)/bin/python native/build.py --emulated -o $@
 
 # By the system's compiler, because the wheel has no sanitizers.
-build/native/fuzz: $(NATIVE_SOURCES)
+build/native/fuzz: $(NATIVE_SOURCES) native/fuzz.cpp
 	@mkdir -p $(@D)
 	$(CXX) -std=c++20 -O1 -g1 -DEMULATED $(if $(filter x86_64,$(shell uname -m)),-mavx2 -mfma) \
 		-ffp-contract=off -fno-math-errno -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi \

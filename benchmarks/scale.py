@@ -24,7 +24,7 @@ from benchmarks.stream import FROM, TO, bench_of, caches, cpu_seconds, reach, te
 from tests.kafka.broker import missing
 from worker.bench.chunk_costs import RecordBatchLabeller, events_of
 from worker.bench.machine import machine
-from worker.bench.measure import batch_speeds
+from worker.bench.measure import batch_speeds, tokens_of
 from worker.inference.artifact import BUILT_IN_MODEL
 from worker.inference.engine import load_model
 
@@ -43,7 +43,7 @@ RUNS = 3
 
 def by_batch(artifact: Artifact, texts: Sequence[str], price: float) -> None:
     print("\nthe engine, in batches: us a message, and a million messages")
-    for each in batch_speeds(artifact, texts):
+    for each in batch_speeds(artifact, tokens_of(artifact, texts)):
         micros = 1e6 / each.messages_per_second
         line = f"  {each.tokens:3} tokens {each.batch:4} at once {micros:8.0f} us"
         print(f"{line} {price * micros:10.4f}  {each.gops:6.0f} GOPS")

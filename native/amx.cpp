@@ -85,13 +85,12 @@ struct Amx : Avx512Vnni {
 
     template <class Epilogue>
     static void multiply(const Activation* rows, size_t stride, int count, const Matrix& matrix, const Epilogue& epilogue) {
-        const int whole = matrix.columns / COLUMNS * COLUMNS;
-        if (count <= FEW_ROWS || whole < matrix.columns)
+        if (count <= FEW_ROWS || matrix.columns % COLUMNS)
             return Avx512Vnni::multiply(rows, stride, count, matrix, epilogue);
         alignas(64) int32_t sums[2][BLOCK_ROWS * COLUMNS];
         Pending<Epilogue> pending{epilogue};
         int buffer = 0;
-        for (int column = 0; column < whole; column += COLUMNS)
+        for (int column = 0; column < matrix.columns; column += COLUMNS)
             for (int row = 0; row < count; row += BLOCK_ROWS) {
                 const Activation* from = rows + row * stride;
                 const int left = count - row < BLOCK_ROWS ? count - row : BLOCK_ROWS;

@@ -9,10 +9,9 @@
 
 namespace {
 
-struct Avx2 {
+struct Avx2 : InRegisters<Avx2> {
     typedef int16_t Activation;
-    static constexpr int GROUP = 2, PANEL = 1, ROWS = 6;
-    static constexpr int QUERY_ROWS = 2, KEY_ROWS = 3, VALUE_COLUMNS = 2;
+    static constexpr int GROUP = 2;
 
     static INLINE void store(Activation* to, Ints x) {
         Shorts shorts = __builtin_convertvector(x, Shorts);
@@ -45,10 +44,6 @@ struct Avx2 {
         return sums;
     }
 #endif
-    template <class Epilogue>
-    static void multiply(const Activation* rows, size_t stride, int count, const Matrix& matrix, const Epilogue& epilogue) {
-        multiply_in_registers<Avx2>(rows, stride, count, matrix, epilogue);
-    }
 };
 
 }  // namespace

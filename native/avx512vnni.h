@@ -11,7 +11,7 @@
 
 namespace {
 
-struct Avx512Vnni : Unsigned {
+struct Avx512Vnni : Unsigned, InRegisters<Avx512Vnni> {
     static constexpr int PANEL = 2, ROWS = 12;
     static constexpr int QUERY_ROWS = 3, KEY_ROWS = 8, VALUE_COLUMNS = 4;
 
@@ -26,10 +26,6 @@ struct Avx512Vnni : Unsigned {
         return (Ints)_mm512_dpbusd_epi32((__m512i)sums, _mm512_set1_epi32(numbers), weights);
     }
 #endif
-    template <class Epilogue>
-    static void multiply(const Activation* rows, size_t stride, int count, const Matrix& matrix, const Epilogue& epilogue) {
-        multiply_in_registers<Avx512Vnni>(rows, stride, count, matrix, epilogue);
-    }
 };
 
 }  // namespace

@@ -10,10 +10,7 @@
 
 namespace {
 
-struct AvxVnni : Unsigned {
-    static constexpr int PANEL = 1, ROWS = 6;
-    static constexpr int QUERY_ROWS = 2, KEY_ROWS = 3, VALUE_COLUMNS = 2;
-
+struct AvxVnni : Unsigned, InRegisters<AvxVnni> {
 #ifdef EMULATED
     typedef const int8_t* Weights;
     static INLINE Weights load_weights(const int8_t* from) { return from; }
@@ -35,10 +32,6 @@ struct AvxVnni : Unsigned {
         return sums;
     }
 #endif
-    template <class Epilogue>
-    static void multiply(const Activation* rows, size_t stride, int count, const Matrix& matrix, const Epilogue& epilogue) {
-        multiply_in_registers<AvxVnni>(rows, stride, count, matrix, epilogue);
-    }
 };
 
 }  // namespace

@@ -63,8 +63,6 @@ struct Loaded {
     Room room;
 };
 
-int up_to(int number, int step) { return (number + step - 1) / step * step; }
-
 // Hands out memory piece by piece; without a beginning, it only adds up what is asked for.
 struct Arena {
     char* begin;
@@ -319,12 +317,10 @@ EXPORT int encoder_run(void* memory, const int32_t* ids, uint64_t id_count, cons
     const Exactly exactly;
     bool finite = true;
     for (uint64_t first = 0; first < texts;) {
-        int count = 0, rows = 0;
-        do rows += lengths[first + count++];
-        while (first + count < texts && rows + lengths[first + count] <= TOKENS_AT_ONCE);
-        finite &= loaded->backend->run(loaded->model, loaded->room, ids, lengths + first, count, logits + first * shape.labels);
-        ids += rows;
-        first += count;
+        const WholeTexts block(lengths + first, (int)(texts - first), TOKENS_AT_ONCE);
+        finite &= loaded->backend->run(loaded->model, loaded->room, ids, lengths + first, block.texts, logits + first * shape.labels);
+        ids += block.tokens;
+        first += block.texts;
     }
     return finite ? DONE : NOT_FINITE;
 }

@@ -101,12 +101,10 @@ struct Encoder {
     Room& room;
     const int dim = model.shape.dim, inner = model.shape.inner, heads = model.shape.heads;
     const int head_dim = dim / heads;
-    const size_t stride = padded(dim), wide_stride = padded(inner);
+    const size_t stride = up_to(dim, DEPTH_STEP), wide_stride = up_to(inner, DEPTH_STEP);
     // Heads stand side by side in the lanes, so the last ones are read, and written, beyond a row's end.
     const size_t queries_stride = dim + LANES, context_stride = dim + LANES;
     const size_t keys_values_stride = 2 * dim + LANES;
-
-    static size_t padded(int depth) { return (depth + DEPTH_STEP - 1) / DEPTH_STEP * DEPTH_STEP; }
 
     Activation* quantized(int row) { return (Activation*)room.quantized + row * stride; }
     Activation* attended(int row) { return (Activation*)room.attended + row * stride; }
@@ -184,12 +182,10 @@ struct Encoder {
     }
 
     void attend_over(const Layer& layer, const int32_t* lengths, int texts, int tokens) {
-        // Rows of whole texts, as many as come to a block, but one text at least.
         int first = 0, text = 0;
         while (first < tokens) {
-            int rows = 0, end = text;
-            do rows += lengths[end++];
-            while (end < texts && rows + lengths[end] <= ROWS_AT_ONCE);
+            const WholeTexts block(lengths + text, texts - text, ROWS_AT_ONCE);
+            const int rows = block.tokens, end = text + block.texts;
             project(layer.query, first, rows, room.queries, queries_stride);
             project(layer.key_value, first, rows, room.keys_values, keys_values_stride);
             for (int row = 0; text < end; row += lengths[text++])
@@ -202,9 +198,8 @@ struct Encoder {
     void attend_with_first_tokens(const Layer& layer, const int32_t* lengths, int texts, int tokens) {
         int first = 0, text = 0;
         while (first < tokens) {
-            int rows = 0, end = text;
-            do rows += lengths[end++];
-            while (end < texts && rows + lengths[end] <= ROWS_AT_ONCE);
+            const WholeTexts block(lengths + text, texts - text, ROWS_AT_ONCE);
+            const int rows = block.tokens, end = text + block.texts;
             project(layer.key_value, first, rows, room.keys_values, keys_values_stride);
             int begin = text;
             for (int row = 0; text < end; row += lengths[text++]) {
@@ -356,7 +351,7 @@ struct Encoder {
 
     // The head, in floats, since it is little work and nearest to the decision.
     void classify(int texts, float* logits) {
-        const int labels = model.shape.labels, columns = padded_labels(labels);
+        const int labels = model.shape.labels, columns = up_to(labels, LANES);
         for (int first = 0; first < texts; first += ROWS_AT_ONCE) {
             int count = texts - first < ROWS_AT_ONCE ? texts - first : ROWS_AT_ONCE;
             dense(hidden(first), count, dim, model.before_weights, model.before_biases, room.wide);
@@ -370,8 +365,6 @@ struct Encoder {
                 __builtin_memcpy(logits + (size_t)(first + r) * labels, room.queries + r * columns, labels * sizeof(float));
         }
     }
-
-    static int padded_labels(int labels) { return (labels + LANES - 1) / LANES * LANES; }
 
     INLINE void dense(const float* x, int rows, int columns, const float* weights, const float* biases, float* out) {
         int r = 0;

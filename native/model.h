@@ -15,6 +15,17 @@ constexpr int MOST_HEADS = LANES;
 // Rows of queries that any backend works on at once.
 constexpr int MOST_QUERY_ROWS = 8;
 
+INLINE int up_to(int number, int step) { return (number + step - 1) / step * step; }
+
+// The first of some texts, as many as have so many tokens together, but one at least.
+struct WholeTexts {
+    int texts = 0, tokens = 0;
+    INLINE WholeTexts(const int32_t* lengths, int left, int most) {
+        do tokens += lengths[texts++];
+        while (texts < left && tokens + lengths[texts] <= most);
+    }
+};
+
 struct Shape {
     int32_t layers, dim, inner, heads, labels, words, positions;
 };

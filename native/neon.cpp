@@ -9,10 +9,9 @@
 
 namespace {
 
-struct Neon {
+struct Neon : InRegisters<Neon> {
     typedef int8_t Activation;
-    static constexpr int GROUP = 4, PANEL = 1, ROWS = 6;
-    static constexpr int QUERY_ROWS = 2, KEY_ROWS = 3, VALUE_COLUMNS = 2;
+    static constexpr int GROUP = 4;
 
     static INLINE void store(Activation* to, Ints x) {
         Bytes bytes = __builtin_convertvector(x, Bytes);
@@ -44,10 +43,6 @@ struct Neon {
         return sums;
     }
 #endif
-    template <class Epilogue>
-    static void multiply(const Activation* rows, size_t stride, int count, const Matrix& matrix, const Epilogue& epilogue) {
-        multiply_in_registers<Neon>(rows, stride, count, matrix, epilogue);
-    }
 };
 
 }  // namespace

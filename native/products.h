@@ -63,4 +63,17 @@ void multiply_in_registers(const typename D::Activation* rows, size_t stride, in
     for (; column < matrix.columns; column += LANES) panel<D, 1>(rows, stride, count, matrix, column, epilogue);
 }
 
+// What a backend inherits that multiplies in registers alone, and sizes of its tiles that fit sixteen
+// registers of 256 bits, or thirty-two of 128.
+template <class D>
+struct InRegisters {
+    static constexpr int PANEL = 1, ROWS = 6;
+    static constexpr int QUERY_ROWS = 2, KEY_ROWS = 3, VALUE_COLUMNS = 2;
+
+    template <class Activation, class Epilogue>
+    static void multiply(const Activation* rows, size_t stride, int count, const Matrix& matrix, const Epilogue& epilogue) {
+        multiply_in_registers<D>(rows, stride, count, matrix, epilogue);
+    }
+};
+
 }  // namespace

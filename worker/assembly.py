@@ -83,9 +83,16 @@ def open_classifier(settings: Settings, artifact: Artifact) -> Classifier:
         digest=artifact.digest,
         engine=classifier.engine.description,
     )
-    if settings.engine.kind == "auto" and not artifact.computation:
-        log.warning("native engine not used", reason=why_not_native(artifact))
+    if (reason := why_stand_in(settings, artifact)) is not None:
+        log.warning("native engine not used", reason=reason)
     return classifier
+
+
+def why_stand_in(settings: Settings, artifact: Artifact) -> str | None:
+    """Return why onnxruntime takes the place of the native engine; None where nothing does."""
+    if settings.engine.kind == "auto" and not artifact.computation:
+        return why_not_native(artifact)
+    return None
 
 
 def collect_garbage_rarely() -> None:

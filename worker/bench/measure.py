@@ -19,14 +19,14 @@ from worker.inference.tokens import TextTokenizer
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from worker.inference.artifact import Artifact
 
 _LENGTHS: Final = (4, 6, 8, 12, 16, 32, 64)
 _BATCHES: Final = (1, 4, 16)
 _ROUNDS: Final = 7
 _WARM_UP: Final = 2
-# Texts whose tokens batches are made of.
-_POOL: Final = 1000
 # Of the messages that engines are compared with.
 _TOKENS: Final = 8
 _ALONE: Final = 200
@@ -74,7 +74,7 @@ class Speed:
 def measure_speed(artifact: Artifact, texts: Sequence[str]) -> Speed:
     """Measure a model on texts, in their order."""
     forgetful, mindful = Classifier(artifact, memory_entries=0), Classifier(artifact)
-    lengths = [len(ids) for ids, _ in TextTokenizer(artifact).encode(texts)]
+    pool = tokens_of(artifact, texts)
     distinct = list(dict.fromkeys(texts))[:_ALONE]
     alone = [1000 * _seconds(partial(forgetful.classify, [text])) for text in distinct]
     without = _per_second(forgetful, texts)
@@ -83,10 +83,10 @@ def measure_speed(artifact: Artifact, texts: Sequence[str]) -> Speed:
     return Speed(
         machine=machine(),
         model=artifact.manifest.name,
-        engines=engine_speeds(artifact, texts),
-        batches=batch_speeds(artifact, texts),
+        engines=engine_speeds(artifact, pool),
+        batches=batch_speeds(artifact, pool),
         texts=len(texts),
-        tokens_per_text=statistics.mean(lengths),
+        tokens_per_text=pool.size / len(texts),
         alone_p50_ms=statistics.median(alone),
         alone_p99_ms=float(np.percentile(alone, 99)),
         without_memory_per_second=without,
@@ -96,9 +96,14 @@ def measure_speed(artifact: Artifact, texts: Sequence[str]) -> Speed:
     )
 
 
-def engine_speeds(artifact: Artifact, texts: Sequence[str]) -> list[EngineSpeed]:
+def tokens_of(artifact: Artifact, texts: Sequence[str]) -> NDArray[np.int64]:
+    """Return the token ids of texts, one text after another."""
+    return np.concatenate([ids for ids, _ in TextTokenizer(artifact).encode(texts)])
+
+
+def engine_speeds(artifact: Artifact, pool: NDArray[np.int64]) -> list[EngineSpeed]:
     """Return the speed of every engine that this machine has, measured in turn."""
-    full = _batch_of(artifact, texts, TOKEN_BUDGET // _TOKENS, _TOKENS)
+    full = _batch_of(pool, TOKEN_BUDGET // _TOKENS, _TOKENS)
     engines = every_engine(artifact)
     rounds = [
         [
@@ -114,14 +119,14 @@ def engine_speeds(artifact: Artifact, texts: Sequence[str]) -> list[EngineSpeed]
     ]
 
 
-def batch_speeds(artifact: Artifact, texts: Sequence[str]) -> list[BatchSpeed]:
+def batch_speeds(artifact: Artifact, pool: NDArray[np.int64]) -> list[BatchSpeed]:
     """Return the speed of the engine for batches of many shapes, of the tokens of texts."""
     engine = open_engine(artifact)
     shape, limit = artifact.manifest.shape, artifact.manifest.max_tokens
     speeds = []
     for tokens in (length for length in _LENGTHS if length <= limit):
         for batch in sorted({*_BATCHES, max(1, TOKEN_BUDGET // tokens)}):
-            ids = _batch_of(artifact, texts, batch, tokens)
+            ids = _batch_of(pool, batch, tokens)
             times = [_seconds(partial(engine.run, ids)) for _ in range(_WARM_UP + _ROUNDS)]
             seconds = statistics.median(times[_WARM_UP:])
             work = 2 * sum(r * d * c for r, d, c in shape.products(batch, tokens))
@@ -129,8 +134,7 @@ def batch_speeds(artifact: Artifact, texts: Sequence[str]) -> list[BatchSpeed]:
     return speeds
 
 
-def _batch_of(artifact: Artifact, texts: Sequence[str], batch: int, tokens: int) -> list[list[int]]:
-    pool = np.concatenate([ids for ids, _ in TextTokenizer(artifact).encode(texts[:_POOL])])
+def _batch_of(pool: NDArray[np.int64], batch: int, tokens: int) -> list[list[int]]:
     found: list[list[int]] = np.resize(pool, (batch, tokens)).tolist()
     return found
 

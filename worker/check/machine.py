@@ -7,13 +7,12 @@ import platform
 import stat
 from typing import TYPE_CHECKING, Final
 
-from worker.assembly import load_model
+from worker.assembly import load_model, why_stand_in
 from worker.check.findings import Finding, Level
 from worker.errors import WorkerError
 from worker.inference.cache import DiskCache, tokens_key
 from worker.inference.classifier import Classifier
 from worker.inference.cpu import cpu_flags
-from worker.inference.native_engine import why_not_native
 from worker.terminal.sentences import counted
 
 if TYPE_CHECKING:
@@ -41,9 +40,8 @@ def model(settings: Settings) -> Iterator[Finding]:
     name = f"{artifact.manifest.name} ({artifact.digest}) in {artifact.folder}"
     yield Finding(Level.OK, about, f"{name} has the right checksums, and scores a text")
     engine = classifier.engine.description
-    if settings.engine.kind == "auto" and not artifact.computation:
-        text = f"{engine}; not the native one: {why_not_native(artifact)}"
-        yield Finding(Level.WARN, "engine", text)
+    if (reason := why_stand_in(settings, artifact)) is not None:
+        yield Finding(Level.WARN, "engine", f"{engine}; not the native one: {reason}")
     else:
         yield Finding(Level.OK, "engine", engine)
 
